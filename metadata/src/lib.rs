@@ -7,8 +7,10 @@ mod intent;
 mod pfn;
 mod range;
 mod runs;
+mod span;
 
 pub use intent::Intent;
 pub use pfn::{FRAME_BYTES, Order, Pfn};
 pub use range::{InvalidRange, PfnRange};
 pub use runs::RunSet;
+pub use span::{BLOCK_FRAMES, GIB_BLOCKS, GIB_FRAMES, Span};
