@@ -1,0 +1,123 @@
+//! Which blocks of a GiB are mapped by smaller leaves than they could be.
+//!
+//! A GiB starts with one leaf of 1 GiB. A conversion demotes only the leaves that straddle its edges: the GiB into 2 MiB
+//! leaves, and the block at the head and at the tail into 4 KiB leaves. The interior is never touched.
+
+use bitvec::prelude::{BitArr, Lsb0, bitarr};
+
+use crate::{GIB_BLOCKS, Order, Span};
+
+type Blocks = BitArr!(for 512, in u64, Lsb0);
+
+/// The demotions of one GiB.
+#[derive(Debug, Default)]
+pub struct Demoted {
+    // Boxed and absent while no block is broken: most GiBs of most hosts. `gib` is true whenever a block is.
+    blocks: Option<Box<Blocks>>,
+    gib: bool,
+}
+
+/// What a demotion would add: the cost that `plan` reports.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct NewDemotions {
+    /// Whether the 1 GiB leaf is cut into 2 MiB leaves.
+    pub gib: bool,
+    /// The 2 MiB blocks that are cut into 4 KiB leaves: at most the head's and the tail's.
+    pub blocks: [Option<u32>; 2],
+}
+
+impl Demoted {
+    /// One leaf of 1 GiB.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { blocks: None, gib: false }
+    }
+
+    /// The largest leaf that maps `frame` now.
+    #[must_use]
+    pub fn leaf(&self, frame: u32) -> Order {
+        match (self.gib, self.is_broken(frame / crate::BLOCK_FRAMES)) {
+            (_, true) => Order::BASE,
+            (true, false) => Order::MIB2,
+            (false, false) => Order::GIB1,
+        }
+    }
+
+    /// What making the edges of `span` leaf edges would demote anew.
+    #[must_use]
+    pub fn would_demote(&self, span: Span) -> NewDemotions {
+        if span.is_whole() {
+            return NewDemotions::default();
+        }
+        let blocks = span.partial_blocks().map(|block| block.filter(|&block| !self.is_broken(block)));
+        NewDemotions { gib: !self.gib, blocks }
+    }
+
+    /// Demotes the leaves that straddle the edges of `span`.
+    pub fn demote(&mut self, span: Span) -> NewDemotions {
+        let new = self.would_demote(span);
+        self.gib |= new.gib;
+        for block in new.blocks.into_iter().flatten() {
+            self.blocks.get_or_insert_with(|| Box::new(bitarr![u64, Lsb0; 0; 512])).set(block as usize, true);
+        }
+        new
+    }
+
+    /// One 2 MiB leaf maps the block again.
+    pub fn promote_block(&mut self, block: u32) {
+        if let Some(blocks) = &mut self.blocks {
+            blocks.set(block.min(GIB_BLOCKS - 1) as usize, false);
+            if blocks.not_any() {
+                self.blocks = None;
+            }
+        }
+    }
+
+    /// One 1 GiB leaf maps everything again.
+    pub fn promote_gib(&mut self) {
+        *self = Self::new();
+    }
+
+    /// Whether the 1 GiB leaf has been cut.
+    #[must_use]
+    pub const fn is_gib_demoted(&self) -> bool {
+        self.gib
+    }
+
+    /// The number of 2 MiB blocks that are mapped by 4 KiB leaves.
+    #[must_use]
+    pub fn broken_blocks(&self) -> u32 {
+        self.blocks.as_ref().map_or(0, |blocks| u32::try_from(blocks.count_ones()).unwrap_or(GIB_BLOCKS))
+    }
+
+    /// Bytes on the heap.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        self.blocks.as_ref().map_or(0, |_| size_of::<Blocks>())
+    }
+
+    fn is_broken(&self, block: u32) -> bool {
+        self.blocks.as_ref().is_some_and(|blocks| blocks[block.min(GIB_BLOCKS - 1) as usize])
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_edges_of_a_range_are_demoted() {
+        let mut demoted = Demoted::new();
+        assert_eq!(demoted.demote(Span::WHOLE), NewDemotions::default());
+        assert_eq!(demoted.leaf(0), Order::GIB1);
+        let long = Span::new(100, 5 * 512 + 7).unwrap();
+        assert_eq!(demoted.demote(long), NewDemotions { gib: true, blocks: [Some(0), Some(5)] });
+        assert_eq!(demoted.demote(long), NewDemotions::default());
+        assert_eq!([0, 512, 5 * 512, 6 * 512].map(|frame| demoted.leaf(frame)), [Order::BASE, Order::MIB2, Order::BASE, Order::MIB2]);
+        assert_eq!(demoted.broken_blocks(), 2);
+        demoted.promote_block(0);
+        demoted.promote_block(5);
+        assert_eq!((demoted.broken_blocks(), demoted.heap_bytes(), demoted.leaf(0)), (0, 0, Order::MIB2));
+    }
+}
