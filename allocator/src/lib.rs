@@ -2,11 +2,14 @@
 #![forbid(unsafe_code)]
 
 mod backing;
+pub mod frames;
 mod mapping;
+mod sync;
 
 use std::fmt;
 
 pub use backing::{Backing, Identity, MetadataOnly, NodeFrames, ProofScope, Shortage};
+pub use frames::{Buildable, Frames, PutError, TakeAtError};
 pub use mapping::{Cause, Contents, HolderId, Intent, Mapping, Operation, OperationId, Refusal, Stuck, Verdict};
 pub use pageless_metadata as metadata;
 pub use pageless_metadata::{FRAME_BYTES, InvalidRange, Order, Pfn, PfnRange, RunSet};
