@@ -38,9 +38,10 @@ pub trait Backing: Send + Sync {
     /// Zeroes `frames`, which every mapping has just proven unreachable, for an operation that must not keep contents.
     fn scrub(&self, op: &Operation, frames: PfnRange) -> Result<(), Stuck>;
 
-    /// Proves that nothing outside the mappings reaches `granule` and that its next owner will read zeroes. The granule is a
-    /// whole one (see [`Backing::granule`]); all of it is released or free, and nobody can allocate it meanwhile.
-    fn prove(&self, op: &Operation, granule: PfnRange) -> Result<(), Stuck>;
+    /// Proves that nothing outside the mappings reaches `frames` and that their next owner will read zeroes. `frames` is one
+    /// whole granule (see [`Backing::granule`]) or, where granules are single frames, a run of them; all of it is released or
+    /// free, and nobody can allocate it meanwhile. On [`Stuck`] every frame before `stuck.at` is proven.
+    fn prove(&self, op: &Operation, frames: PfnRange) -> Result<(), Stuck>;
 
     /// `frames` have been withdrawn: from now on their pages must not be punched, truncated or closed.
     fn keep_shut(&self, frames: PfnRange) {
@@ -154,7 +155,7 @@ impl Backing for MetadataOnly {
         Ok(())
     }
 
-    fn prove(&self, _op: &Operation, _granule: PfnRange) -> Result<(), Stuck> {
+    fn prove(&self, _op: &Operation, _frames: PfnRange) -> Result<(), Stuck> {
         Ok(())
     }
 }

@@ -6,12 +6,9 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use pageless_metadata::PfnRange;
-
-use crate::AllocationId;
+use pageless_metadata::{AllocationId, HolderId, Intent, OperationId, PfnRange};
 
 /// Something that translates to an allocation's frames. Attached to the allocation by name, asked in order of attachment.
 ///
@@ -33,8 +30,8 @@ pub trait Mapping: Send + Sync {
     }
 }
 
-/// What pageless is doing to a run of frames, told to every mapping it asks.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// What pageless is doing to a run of frames, told to every mapping it asks. The runs of one verb share an id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Operation {
     /// Unique among all operations of the pool's life.
     pub id: OperationId,
@@ -49,24 +46,6 @@ pub struct Operation {
     /// Where the run begins in the allocation, in bytes.
     pub guest_offset: u64,
 }
-
-/// The number of an operation: where it began and its turn there. Never used twice.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OperationId(pub(crate) u64);
-
-impl fmt::Display for OperationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "op:{:#x}", self.0)
-    }
-}
-
-impl fmt::Debug for OperationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-pub use pageless_metadata::Intent;
 
 /// Whether an operation may lose what the frames hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -134,36 +113,6 @@ impl fmt::Display for Verdict {
             Self::Held { by } => write!(f, "held by {by}"),
             Self::Never => f.write_str("permanent"),
         }
-    }
-}
-
-/// The name of somebody who holds frames: a device, a live migration, a debugger.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct HolderId(Arc<str>);
-
-impl HolderId {
-    /// The holder of this name.
-    #[must_use]
-    pub fn new(name: &str) -> Self {
-        Self(name.into())
-    }
-
-    /// The name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<&str> for HolderId {
-    fn from(name: &str) -> Self {
-        Self::new(name)
-    }
-}
-
-impl fmt::Display for HolderId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 

@@ -1,0 +1,93 @@
+//! An allocation as the pool knows it: what its handle, its holds and its released frames all point at.
+//!
+//! It outlives the handle: as long as one frame is released and not proven, the mappings that were ever attached are needed.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use pageless_metadata::{AllocationId, PfnRange};
+
+use crate::extents::{Extent, Extents};
+use crate::mapping::{Contents, Mapping};
+use crate::sync::{AtomicBool, Mutex, Ordering};
+
+/// A mapping, and the name it was attached under.
+#[derive(Clone)]
+pub(crate) struct Attached {
+    pub(crate) name: Arc<str>,
+    pub(crate) mapping: Arc<dyn Mapping>,
+    /// Detached while some frames were released or withdrawn: its proof for those is still needed.
+    pub(crate) retired: bool,
+}
+
+/// The mappings of an allocation, in the order of attachment.
+pub(crate) type Mappings = Vec<Attached>;
+
+/// One allocation.
+pub(crate) struct Core {
+    pub(crate) id: AllocationId,
+    pub(crate) owner: Arc<str>,
+    pub(crate) bytes: u64,
+    pub(crate) contents: Contents,
+    pub(crate) extents: Extents,
+    /// Read on every conversion, so a pointer that is swapped, not a lock. Read after marking: a mapping attached before the
+    /// mark is in the list, and one attached later can establish nothing on the marked frames.
+    pub(crate) mappings: ArcSwap<Mappings>,
+    /// Serialises attaching and detaching.
+    pub(crate) attaching: Mutex<()>,
+    /// What is released and not yet proven, where it was in the guest. Ascending by frame.
+    pub(crate) released: Mutex<Vec<Extent>>,
+    live: AtomicBool,
+}
+
+impl Core {
+    pub(crate) fn new(id: AllocationId, owner: Arc<str>, bytes: u64, contents: Contents, extents: Vec<Extent>) -> Self {
+        Self {
+            id,
+            owner,
+            bytes,
+            contents,
+            extents: Extents::new(extents),
+            mappings: ArcSwap::from_pointee(Mappings::new()),
+            attaching: Mutex::new(()),
+            released: Mutex::new(Vec::new()),
+            live: AtomicBool::new(true),
+        }
+    }
+
+    /// Whether the owner still has it.
+    pub(crate) fn is_live(&self) -> bool {
+        // Relaxed: a hint. Who has a frame is decided under the frame's lock.
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Marks the owner as gone; false if it was gone already.
+    pub(crate) fn end(&self) -> bool {
+        self.live.swap(false, Ordering::Relaxed)
+    }
+
+    pub(crate) fn add_released(&self, extent: Extent) {
+        let mut released = self.released.lock();
+        let at = released.partition_point(|other| other.frames < extent.frames);
+        released.insert(at, extent);
+    }
+
+    /// Takes frames off the list of released ones: they are free.
+    pub(crate) fn remove_released(&self, frames: PfnRange) {
+        let mut released = self.released.lock();
+        let from = released.partition_point(|extent| extent.frames.end() <= frames.start());
+        let to = released.partition_point(|extent| extent.frames.start() < frames.end());
+        let rest: Vec<Extent> = released[from..to]
+            .iter()
+            .flat_map(|extent| extent.frames.subtract(frames).into_iter().flatten().filter_map(|part| extent.clipped(part)))
+            .collect();
+        released.splice(from..to, rest);
+    }
+
+    /// Where in the allocation `frames` begin, in bytes: among its own, or those it has released.
+    pub(crate) fn offset_of(&self, frames: PfnRange) -> u64 {
+        let own = self.extents.find(frames.start());
+        let found = own.or_else(|| self.released.lock().iter().find(|extent| extent.frames.contains(frames.start())).copied());
+        found.map_or(0, |extent| extent.offset_of(frames.start()))
+    }
+}

@@ -1,0 +1,114 @@
+//! Where an allocation's frames are: guest offsets to frame numbers.
+//!
+//! The extents that an allocation began with never change, so translating costs no lock. Only `replace` puts another frame in
+//! the place of a lost one; from then on a second list, under a lock, is the one that counts.
+
+use std::ops::Range;
+
+use pageless_metadata::{FRAME_BYTES, Pfn, PfnRange};
+use smallvec::SmallVec;
+
+use crate::sync::{AtomicU64, Ordering, RwLock};
+
+/// A run of an allocation: contiguous both in the pool and in the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Where it begins in the allocation, in bytes.
+    pub offset: u64,
+    /// Its frames.
+    pub frames: PfnRange,
+}
+
+impl Extent {
+    /// One past its last byte in the allocation.
+    #[must_use]
+    pub const fn end(self) -> u64 {
+        self.offset + self.frames.bytes()
+    }
+
+    /// Where `pfn`, one of its frames, lies in the allocation, in bytes.
+    #[must_use]
+    pub const fn offset_of(self, pfn: Pfn) -> u64 {
+        self.offset + (pfn.get() - self.frames.start().get()) * FRAME_BYTES
+    }
+
+    /// The part of it that `frames` covers.
+    #[must_use]
+    pub fn clipped(self, frames: PfnRange) -> Option<Self> {
+        let part = self.frames.intersect(frames)?;
+        Some(Self { offset: self.offset_of(part.start()), frames: part })
+    }
+
+    /// The part of it that lies in `range`, bytes of the allocation, aligned to frames.
+    fn within(self, range: &Range<u64>) -> Option<Self> {
+        let (from, to) = (range.start.max(self.offset), range.end.min(self.end()));
+        let frames = to.checked_sub(from)? / FRAME_BYTES;
+        Some(Self { offset: from, frames: self.frames.sub((from - self.offset) / FRAME_BYTES, frames)? })
+    }
+}
+
+/// Runs of one verb; one in the usual case.
+pub(crate) type Runs = SmallVec<[Extent; 1]>;
+
+/// The extents of an allocation.
+#[derive(Debug)]
+pub(crate) struct Extents {
+    first: Box<[Extent]>,
+    /// How many frames have been replaced: 0 means that `first` still holds.
+    replaced: AtomicU64,
+    current: RwLock<Vec<Extent>>,
+}
+
+impl Extents {
+    pub(crate) fn new(first: Vec<Extent>) -> Self {
+        Self { first: first.into(), replaced: AtomicU64::new(0), current: RwLock::new(Vec::new()) }
+    }
+
+    /// How often frames have been replaced. A verb that found its frames released asks whether they were replaced meanwhile.
+    pub(crate) fn generation(&self) -> u64 {
+        // Acquire: whoever sees a replacement sees its extents.
+        self.replaced.load(Ordering::Acquire)
+    }
+
+    /// Runs `read` on the extents as they are now, in guest-offset order.
+    pub(crate) fn with<R>(&self, read: impl FnOnce(&[Extent]) -> R) -> R {
+        if self.generation() == 0 { read(&self.first) } else { read(&self.current.read()) }
+    }
+
+    /// The runs behind `range`, which has been checked against the allocation's size.
+    pub(crate) fn translate(&self, range: &Range<u64>) -> Runs {
+        self.with(|extents| {
+            let from = extents.partition_point(|extent| extent.end() <= range.start);
+            extents[from..].iter().map_while(|extent| extent.within(range)).collect()
+        })
+    }
+
+    /// The run around `pfn`, if it is one of the allocation's frames.
+    pub(crate) fn find(&self, pfn: Pfn) -> Option<Extent> {
+        self.with(|extents| extents.iter().find(|extent| extent.frames.contains(pfn)).copied())
+    }
+
+    /// Puts `frame` in the place of the one at `offset`. `make` runs with the list locked and gives the frame, so that two
+    /// replacements of one offset cannot cross.
+    pub(crate) fn replace<E>(&self, offset: u64, make: impl FnOnce(Pfn) -> Result<Pfn, E>) -> Result<Option<(Pfn, Pfn)>, E> {
+        let mut current = self.current.write();
+        let extents: &[Extent] = if self.generation() == 0 { &self.first } else { &current };
+        let at = extents.partition_point(|extent| extent.end() <= offset);
+        let Some(old) = extents.get(at).and_then(|extent| extent.within(&(offset..offset + FRAME_BYTES))) else { return Ok(None) };
+        let lost = old.frames.start();
+        let frame = make(lost)?;
+        let whole = extents[at];
+        let around = whole.frames.subtract(old.frames).map(|part| part.and_then(|part| whole.clipped(part)));
+        let fresh = Extent { offset, frames: PfnRange::single(frame) };
+        let mut list = extents.to_vec();
+        list.splice(at..=at, [around[0], Some(fresh), around[1]].into_iter().flatten());
+        *current = list;
+        // Release: pairs with the load in `generation`.
+        self.replaced.fetch_add(1, Ordering::Release);
+        Ok(Some((lost, frame)))
+    }
+
+    pub(crate) fn heap_bytes(&self) -> usize {
+        size_of_val(&*self.first) + self.current.read().capacity() * size_of::<Extent>()
+    }
+}

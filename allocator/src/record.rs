@@ -1,0 +1,158 @@
+//! The records: one for each GiB, with its lock. All that the pool knows of a frame stands in its GiB's record.
+//!
+//! A record fills 128 bytes, two cache lines, which the CPU fetches and hands over as a pair: two threads on neighbouring GiBs
+//! never write to the same pair. Locks are taken in the order of frame numbers and never held across a mapping's call.
+
+use std::ops::Range;
+
+use pageless_metadata::{Gib, Order, Pfn, PfnRange, Span};
+use smallvec::SmallVec;
+
+use crate::backing::NodeFrames;
+use crate::frames::Frames;
+use crate::sync::{Mutex, MutexGuard};
+
+/// One GiB's facts behind their lock.
+#[repr(align(128))]
+pub(crate) struct Record(Mutex<Gib>);
+
+#[cfg(not(feature = "shuttle"))]
+const _: () = assert!(size_of::<Record>() == 128);
+
+impl Record {
+    fn new() -> Self {
+        Self(Mutex::new(Gib::new()))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Gib> {
+        self.0.lock()
+    }
+}
+
+/// One NUMA node: its free frames, and where its records begin.
+pub(crate) struct Node {
+    pub(crate) number: u32,
+    pub(crate) frames: Frames,
+    /// Index of the record of the node's first GiB.
+    first_record: usize,
+}
+
+impl Node {
+    pub(crate) fn span(&self) -> PfnRange {
+        self.frames.span()
+    }
+
+    fn record_of(&self, pfn: Pfn) -> usize {
+        let first_gib = self.span().start().align_down(Order::GIB1);
+        self.first_record + gib_number(pfn.get() - first_gib.get())
+    }
+}
+
+/// The part of a run that lies in one GiB.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    /// Index of the GiB's record.
+    pub(crate) record: usize,
+    /// The frames within the GiB.
+    pub(crate) span: Span,
+    /// The same frames in the pool.
+    pub(crate) frames: PfnRange,
+}
+
+/// Pieces of the runs of one operation; one in the usual case.
+pub(crate) type Pieces = SmallVec<[Piece; 1]>;
+
+/// All nodes and records of a pool.
+pub(crate) struct Records {
+    nodes: Vec<Node>,
+    records: Box<[Record]>,
+}
+
+impl Records {
+    /// Records for these nodes, which the builder has checked to be ascending and disjoint.
+    pub(crate) fn new(nodes: &[NodeFrames]) -> Self {
+        let mut first_record = 0;
+        let nodes: Vec<Node> = nodes
+            .iter()
+            .map(|node| {
+                let node = Node { number: node.node, frames: Frames::new(node.frames), first_record };
+                first_record = node.record_of(node.span().end().align_up(Order::GIB1));
+                node
+            })
+            .collect();
+        Self { nodes, records: (0..first_record).map(|_| Record::new()).collect() }
+    }
+
+    pub(crate) fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    pub(crate) fn node_of(&self, pfn: Pfn) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.span().contains(pfn))
+    }
+
+    /// The record with this index; indices come from [`Piece::record`].
+    pub(crate) fn record(&self, index: usize) -> &Record {
+        &self.records[index]
+    }
+
+    pub(crate) fn indices(&self) -> Range<usize> {
+        0..self.records.len()
+    }
+
+    /// The frames of the pool that record `index` speaks for.
+    pub(crate) fn frames_of(&self, index: usize) -> Option<PfnRange> {
+        let node = self.nodes.iter().rev().find(|node| node.first_record <= index)?;
+        let first_gib = node.span().start().align_down(Order::GIB1);
+        let gib = PfnRange::block(first_gib.add((index - node.first_record) as u64 * Order::GIB1.frames()), Order::GIB1);
+        gib.intersect(node.span())
+    }
+
+    /// The parts of `range` that belong to the pool, cut at GiBs and nodes, ascending.
+    pub(crate) fn pieces(&self, range: PfnRange) -> impl Iterator<Item = Piece> + '_ {
+        self.nodes.iter().filter_map(move |node| node.span().intersect(range).map(|part| (node, part))).flat_map(|(node, part)| {
+            part.pieces(Order::GIB1).map(|frames| Piece {
+                record: node.record_of(frames.start()),
+                span: Span::head_of(frames),
+                frames,
+            })
+        })
+    }
+
+    /// Locks the records of all `pieces`, each once, in the order of frame numbers.
+    pub(crate) fn lock(&self, pieces: &[Piece]) -> Locked<'_> {
+        if let [piece] = pieces {
+            return Locked(smallvec::smallvec![(piece.record, self.records[piece.record].lock())]);
+        }
+        let mut indices: SmallVec<[usize; 16]> = pieces.iter().map(|piece| piece.record).collect();
+        indices.sort_unstable();
+        indices.dedup();
+        Locked(indices.into_iter().map(|index| (index, self.records[index].lock())).collect())
+    }
+
+    /// Bytes of the records and all that hangs on them, and bytes of the frame layers.
+    pub(crate) fn footprint(&self) -> (usize, usize) {
+        let heap: usize = self.records.iter().map(|record| record.lock().heap_bytes()).sum();
+        let frames: usize = self.nodes.iter().map(|node| node.frames.footprint_bytes()).sum();
+        (size_of_val(&*self.records) + heap, frames)
+    }
+}
+
+/// Several locked records.
+pub(crate) struct Locked<'p>(SmallVec<[(usize, MutexGuard<'p, Gib>); 1]>);
+
+impl Locked<'_> {
+    /// The facts of the GiB with this record index, which must be one of those locked.
+    pub(crate) fn gib(&mut self, record: usize) -> &mut Gib {
+        let at = if self.0.len() == 1 { 0 } else { self.0.partition_point(|(index, _)| *index < record) };
+        debug_assert_eq!(self.0[at].0, record, "this record is not locked");
+        &mut self.0[at].1
+    }
+}
+
+fn gib_number(frames: u64) -> usize {
+    // At most 2^40 frames, so at most 2^22 GiBs.
+    #[allow(clippy::cast_possible_truncation)]
+    let number = (frames >> Order::GIB1.log2()) as usize;
+    number
+}

@@ -1,0 +1,228 @@
+//! What is known about each withdrawn run: who lost it, when, why, and when to ask again.
+//!
+//! The planes of the GiB records say *which* frames are withdrawn; this registry says *why*. It is touched only when
+//! something goes wrong, so one lock serves the pool. That lock is innermost: it is taken with a GiB's lock held, never the
+//! other way round, so the two always agree.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use pageless_metadata::{AllocationId, HolderId, Intent, Pfn, PfnRange, RunSet, Withdrawal};
+
+use crate::mapping::{Cause, Verdict};
+
+/// A receipt for frames that an operation lost. Nothing turns it back into memory.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Lost {
+    pub(crate) frames: PfnRange,
+    pub(crate) offset: u64,
+    pub(crate) state: Withdrawal,
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) holder: Option<HolderId>,
+    pub(crate) cause: Cause,
+}
+
+impl Lost {
+    /// The frames.
+    #[must_use]
+    pub const fn frames(&self) -> PfnRange {
+        self.frames
+    }
+
+    /// Where they were in the allocation, in bytes from its start.
+    #[must_use]
+    pub const fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Quarantined: may come back by proof. Failed or poisoned: will not.
+    #[must_use]
+    pub const fn state(&self) -> Withdrawal {
+        self.state
+    }
+
+    /// When quarantined: how long to wait before the pool will ask again.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// When quarantined because somebody legitimately uses the frames: who.
+    #[must_use]
+    pub const fn holder(&self) -> Option<&HolderId> {
+        self.holder.as_ref()
+    }
+
+    /// What the platform said.
+    #[must_use]
+    pub const fn cause(&self) -> &Cause {
+        &self.cause
+    }
+
+    /// Whether the loss is in the pool's registry of withdrawals. The registry lives in memory: it lasts as long as the
+    /// process.
+    #[must_use]
+    pub const fn recorded(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at offset {:#x} is {}: {}", self.frames, self.offset, self.state, self.cause)
+    }
+}
+
+/// A withdrawn run, as the pool reports it to an operator.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Withdrawn {
+    /// The frames.
+    pub frames: PfnRange,
+    /// The mark on them. A frame with several marks is reported once for each.
+    pub state: Withdrawal,
+    /// What a later proof will complete, while quarantined.
+    pub intent: Option<Intent>,
+    /// Why.
+    pub cause: Cause,
+    /// The allocation that had them, if one did.
+    pub allocation: Option<AllocationId>,
+    /// The name of its owner.
+    pub owner: Option<Arc<str>>,
+    /// Where in the allocation the run began, in bytes.
+    pub offset: u64,
+    /// Who uses the frames, if the mapping named somebody.
+    pub holder: Option<HolderId>,
+    /// When the mark was set.
+    pub since: SystemTime,
+    /// How often the pool has asked again.
+    pub attempts: u32,
+}
+
+/// One run in the registry.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) told: Withdrawn,
+    /// When a retry makes sense.
+    pub(crate) due: Instant,
+    /// A retry is asking about it right now.
+    pub(crate) asking: bool,
+}
+
+impl Entry {
+    /// The part of the entry that covers `frames`.
+    fn clipped(&self, frames: PfnRange) -> Option<Self> {
+        let part = self.told.frames.intersect(frames)?;
+        let mut entry = self.clone();
+        entry.told.offset += crate::outcome::bytes(part.start().get() - self.told.frames.start().get());
+        entry.told.frames = part;
+        Some(entry)
+    }
+
+    pub(crate) fn receipt(&self) -> Lost {
+        let quarantined = self.told.state == Withdrawal::Quarantined;
+        Lost {
+            frames: self.told.frames,
+            offset: self.told.offset,
+            state: self.told.state,
+            retry_after: quarantined.then(|| self.due.saturating_duration_since(Instant::now())),
+            holder: self.told.holder.clone(),
+            cause: self.told.cause.clone(),
+        }
+    }
+}
+
+/// The registry. Quarantined and failed runs never overlap each other; poisoned runs may overlap both.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    unproven: BTreeMap<Pfn, Entry>,
+    poisoned: BTreeMap<Pfn, Entry>,
+}
+
+impl Registry {
+    fn of(&mut self, state: Withdrawal) -> &mut BTreeMap<Pfn, Entry> {
+        if state == Withdrawal::Poisoned { &mut self.poisoned } else { &mut self.unproven }
+    }
+
+    /// Adds a run. What an entry of the same kind says about its frames is replaced.
+    pub(crate) fn insert(&mut self, entry: Entry) {
+        let frames = entry.told.frames;
+        let map = self.of(entry.told.state);
+        take(map, frames);
+        map.insert(frames.start(), entry);
+    }
+
+    /// Takes the entries of a kind out, where they cover `frames`, and returns those parts.
+    pub(crate) fn take(&mut self, frames: PfnRange, state: Withdrawal) -> Vec<Entry> {
+        take(self.of(state), frames)
+    }
+
+    /// The parts of entries that cover `frames`: quarantined and failed first, then poisoned.
+    pub(crate) fn covering(&self, frames: PfnRange) -> Vec<Entry> {
+        [&self.unproven, &self.poisoned].into_iter().flat_map(|map| overlapping(map, frames)).filter_map(|e| e.clipped(frames)).collect()
+    }
+
+    /// Every entry.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.unproven.values().chain(self.poisoned.values())
+    }
+
+    /// Runs `change` on every quarantined or failed entry.
+    pub(crate) fn change_unproven(&mut self, change: impl FnMut(&mut Entry)) {
+        self.unproven.values_mut().for_each(change);
+    }
+
+    /// The frames with a mark of this kind.
+    pub(crate) fn frames(&self, state: Withdrawal) -> RunSet {
+        self.entries().filter(|entry| entry.told.state == state).map(|entry| entry.told.frames).collect()
+    }
+}
+
+fn overlapping(map: &BTreeMap<Pfn, Entry>, frames: PfnRange) -> impl Iterator<Item = &Entry> {
+    let before = map.range(..frames.start()).next_back().map(|(_, entry)| entry);
+    let within = map.range(frames.start()..frames.end()).map(|(_, entry)| entry);
+    before.into_iter().chain(within).filter(move |entry| entry.told.frames.overlaps(frames))
+}
+
+fn take(map: &mut BTreeMap<Pfn, Entry>, frames: PfnRange) -> Vec<Entry> {
+    let found: Vec<Entry> = overlapping(map, frames).cloned().collect();
+    let mut taken = Vec::with_capacity(found.len());
+    for entry in found {
+        map.remove(&entry.told.frames.start());
+        for rest in entry.told.frames.subtract(frames).into_iter().flatten() {
+            map.extend(entry.clipped(rest).map(|entry| (rest.start(), entry)));
+        }
+        taken.extend(entry.clipped(frames));
+    }
+    taken
+}
+
+/// When the pool asks again about quarantined frames, and how often.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RetryPolicy {
+    /// How often an operation asks a mapping again before it gives up and quarantines.
+    pub at_once: u32,
+    /// The longest pause between those attempts, whatever the mapping asks for.
+    pub pause: Duration,
+    /// How often `reclaim` asks again about a quarantined run by itself. After that only `retry` does.
+    pub later: u32,
+    /// The shortest wait before it does; doubled after every attempt, up to 64 times this.
+    pub later_after: Duration,
+}
+
+impl Default for RetryPolicy {
+    /// Two more attempts at once, 100 µs apart at most (KVM retries a busy TDX call once); sixteen later ones, 10 ms apart
+    /// at first.
+    fn default() -> Self {
+        Self { at_once: 2, pause: Duration::from_micros(100), later: 16, later_after: Duration::from_millis(10) }
+    }
+}
+
+impl RetryPolicy {
+    /// How long to wait before attempt number `attempts` + 1.
+    pub(crate) fn wait(&self, verdict: &Verdict, attempts: u32) -> Duration {
+        let asked = if let Verdict::Retry { after } = verdict { *after } else { Duration::ZERO };
+        asked.max(self.later_after * (1 << attempts.min(6)))
+    }
+}
