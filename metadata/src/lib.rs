@@ -3,14 +3,26 @@
 //! Read bottom-up: [`Pfn`] and [`Order`] are numbers, [`PfnRange`] is one run, [`RunSet`] several.
 #![forbid(unsafe_code)]
 
+mod at_rest;
+mod bits;
 mod intent;
+mod leaf_store;
+mod leaves;
 mod pfn;
 mod range;
+mod run_list;
 mod runs;
+mod shareability;
 mod span;
+mod sparse;
+mod try_box;
 
+pub use at_rest::PLANE_BYTES_MAX;
 pub use intent::Intent;
 pub use pfn::{FRAME_BYTES, Order, Pfn};
 pub use range::{InvalidRange, PfnRange};
 pub use runs::RunSet;
+pub use shareability::{SharePlane, Uniformity};
 pub use span::{BLOCK_FRAMES, GIB_BLOCKS, GIB_FRAMES, Span};
+pub use sparse::SparsePlane;
+pub use try_box::NoMemory;
