@@ -1,24 +1,36 @@
 //! Facts about frames, and nothing else: no I/O, no threads, no locks.
 //!
-//! Read bottom-up: [`Pfn`] and [`Order`] are numbers, [`PfnRange`] is one run, [`RunSet`] several.
+//! Read bottom-up. [`Pfn`] and [`Order`] are numbers, [`PfnRange`] is one run, [`RunSet`] several, [`Span`] a run within one
+//! GiB. [`FrameState`] is the state machine of one frame as one pure function. The planes ([`SharePlane`], [`SparsePlane`]),
+//! [`Tenure`], [`Converting`], [`Demoted`] and [`Holds`] keep one kind of fact for the frames of one GiB each; [`Gib`] puts
+//! them behind one interface.
 #![forbid(unsafe_code)]
 
 mod account;
+mod at_rest;
+mod bits;
 mod converting;
 mod demoted;
 mod gib;
 mod hold;
 mod id;
 mod intent;
+mod leaf_store;
+mod leaves;
 mod obstacle;
 mod pfn;
 mod range;
+mod run_list;
 mod runs;
+mod shareability;
 mod span;
+mod sparse;
 mod tenure;
 mod transition;
+mod try_box;
 
 pub use account::FrameCounts;
+pub use at_rest::PLANE_BYTES_MAX;
 pub use converting::{Converting, Mark};
 pub use demoted::{Demoted, NewDemotions};
 pub use gib::{Ended, Ending, Gib, Parts};
@@ -29,6 +41,9 @@ pub use obstacle::{Obstacle, Purpose, ToChange};
 pub use pfn::{FRAME_BYTES, Order, Pfn};
 pub use range::{InvalidRange, PfnRange};
 pub use runs::RunSet;
+pub use shareability::{SharePlane, Uniformity};
 pub use span::{BLOCK_FRAMES, GIB_BLOCKS, GIB_FRAMES, Span};
+pub use sparse::SparsePlane;
 pub use tenure::{Tenant, Tenure};
 pub use transition::{Forbidden, FrameEvent, FrameState, Occupancy, Shareability, Withdrawal};
+pub use try_box::NoMemory;

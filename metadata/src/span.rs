@@ -117,8 +117,8 @@ impl Span {
     #[must_use]
     pub const fn partial_blocks(self) -> [Option<u32>; 2] {
         let (first, last) = (self.start / BLOCK_FRAMES, (self.end - 1) / BLOCK_FRAMES);
-        let head = self.start % BLOCK_FRAMES != 0 || (first == last && self.end % BLOCK_FRAMES != 0);
-        let tail = self.end % BLOCK_FRAMES != 0 && first != last;
+        let head = !self.start.is_multiple_of(BLOCK_FRAMES) || (first == last && !self.end.is_multiple_of(BLOCK_FRAMES));
+        let tail = !self.end.is_multiple_of(BLOCK_FRAMES) && first != last;
         [if head { Some(first) } else { None }, if tail { Some(last) } else { None }]
     }
 

@@ -1,0 +1,85 @@
+//! Ranges of bits in arrays of 64-bit words: the arithmetic that both planes and their leaves are written in.
+
+/// 512 bits: one per 2 MiB block of a GiB, or one per frame of a block.
+pub(crate) type Bits512 = [u64; 8];
+
+/// The words that hold the bits `from..to`, each with the mask of those bits in it. Nothing when the range is empty.
+pub(crate) fn word_masks(from: u32, to: u32) -> impl Iterator<Item = (usize, u64)> {
+    let words = if from < to { from / 64..to.div_ceil(64) } else { 0..0 };
+    words.map(move |word| {
+        let low = u64::MAX << from.saturating_sub(word * 64);
+        let high = u64::MAX >> ((word + 1) * 64).saturating_sub(to);
+        (word as usize, low & high)
+    })
+}
+
+/// The word that holds `bit`, and the bit's mask in it.
+pub(crate) const fn place(bit: u32) -> (usize, u64) {
+    ((bit / 64) as usize, 1 << (bit % 64))
+}
+
+/// Whether `bit` is set.
+pub(crate) fn has(bits: &Bits512, bit: u32) -> bool {
+    let (word, mask) = place(bit);
+    bits[word] & mask != 0
+}
+
+/// Whether a bit of `from..to` is set.
+pub(crate) fn any(bits: &Bits512, from: u32, to: u32) -> bool {
+    word_masks(from, to).any(|(word, mask)| bits[word] & mask != 0)
+}
+
+/// Writes `value` to the bits `from..to`, and counts those that had the other value.
+pub(crate) fn fill(bits: &mut Bits512, from: u32, to: u32, value: bool) -> u32 {
+    let mut changed = 0;
+    for (word, mask) in word_masks(from, to) {
+        let old = bits[word];
+        bits[word] = if value { old | mask } else { old & !mask };
+        changed += (old ^ bits[word]).count_ones();
+    }
+    changed
+}
+
+/// The first bit at or after `from` that has `value`.
+pub(crate) fn seek(bits: &Bits512, from: u32, value: bool) -> Option<u32> {
+    word_masks(from, 512).find_map(|(word, mask)| {
+        let found = if value { bits[word] } else { !bits[word] } & mask;
+        // A word's number is below eight.
+        #[allow(clippy::cast_possible_truncation)]
+        (found != 0).then(|| word as u32 * 64 + found.trailing_zeros())
+    })
+}
+
+/// The numbers of the bits that are set in `word`, which is the word with number `nth`.
+pub(crate) fn ones(nth: usize, mut word: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let low = (word != 0).then(|| word.trailing_zeros())?;
+        word &= word - 1;
+        // A word's number is below eight.
+        #[allow(clippy::cast_possible_truncation)]
+        Some(nth as u32 * 64 + low)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_name_exactly_the_bits_of_the_range() {
+        for (from, to) in [(0, 1), (63, 64), (63, 65), (0, 512), (1, 511), (64, 128), (100, 100), (130, 131), (448, 512)] {
+            let named: Vec<u32> = word_masks(from, to).flat_map(|(word, mask)| ones(word, mask)).collect();
+            assert_eq!(named, (from..to).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn filling_counts_what_changed_and_seeking_finds_it() {
+        let mut bits = [0; 8];
+        assert_eq!(fill(&mut bits, 60, 70, true), 10);
+        assert_eq!(fill(&mut bits, 50, 65, true), 10);
+        assert_eq!((seek(&bits, 0, true), seek(&bits, 55, false)), (Some(50), Some(70)));
+        assert_eq!(fill(&mut bits, 0, 512, false), 20);
+        assert_eq!(seek(&bits, 0, true), None);
+    }
+}

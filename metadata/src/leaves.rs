@@ -1,0 +1,236 @@
+//! One bit for each frame of a GiB, as it is kept while in use: two 512-bit maps, and a leaf per mixed 2 MiB block.
+//!
+//! Bounded by construction: whatever is set in whatever order, this holds at most one 64-byte leaf per block. A block
+//! that becomes uniform gives its leaf back.
+
+use crate::bits::{self, Bits512};
+use crate::leaf_store::{Leaf, LeafStore};
+use crate::span::{BLOCK_FRAMES, GIB_BLOCKS, GIB_FRAMES, Span};
+use crate::try_box::{NoMemory, TryBox};
+
+/// All bits of a GiB in a row, lowest first within each byte: what roaring reads and what a leaf is copied to.
+pub(crate) type Flat = [u8; GIB_FRAMES as usize / 8];
+
+/// One bit per frame of a GiB.
+pub(crate) struct Leaves {
+    /// Blocks whose every bit is set. Disjoint from `mixed`.
+    full: Bits512,
+    /// Blocks with bits of both values: exactly these have a leaf (and those that a reservation pins).
+    mixed: Bits512,
+    store: Option<TryBox<LeafStore>>,
+}
+
+// The box that every GiB in use has: with the 128-byte record, 264 KiB per TiB.
+const _: () = assert!(size_of::<Leaves>() <= 136);
+
+impl Leaves {
+    /// The most that one GiB's leaves take on the heap without reservations, with the `Leaves` themselves.
+    pub(crate) const MAX_BYTES: usize = size_of::<Self>() + size_of::<LeafStore>() + LeafStore::MAX_CHUNK_BYTES;
+
+    /// Every frame's bit is `value`. Nothing on the heap.
+    pub(crate) const fn uniform(value: bool) -> Self {
+        Self { full: [if value { u64::MAX } else { 0 }; 8], mixed: [0; 8], store: None }
+    }
+
+    /// The bit of `frame`.
+    pub(crate) fn contains(&self, frame: u32) -> bool {
+        let block = frame / BLOCK_FRAMES;
+        match self.leaf(block) {
+            Some(leaf) => bits::has(leaf, frame % BLOCK_FRAMES),
+            None => bits::has(&self.full, block),
+        }
+    }
+
+    /// The value that all bits of `span` have, unless both occur.
+    pub(crate) fn same(&self, span: Span) -> Option<bool> {
+        let first = self.contains(span.start());
+        self.seek(span.start(), span.end(), !first).is_none().then_some(first)
+    }
+
+    /// Sets the bits of `span` to `value`, and counts those that had the other. Fails only where a block without a leaf
+    /// becomes mixed; the blocks before it are then set.
+    pub(crate) fn try_set(&mut self, span: Span, value: bool) -> Result<u32, NoMemory> {
+        let [head, tail] = span.partial_blocks();
+        let mut changed = 0;
+        for block in [head, tail].into_iter().flatten() {
+            changed += self.edit(block, span, value)?;
+        }
+        let (first, end) = (span.start().div_ceil(BLOCK_FRAMES), span.end() / BLOCK_FRAMES);
+        Ok(changed + if first < end { self.fill(first, end, value) } else { 0 })
+    }
+
+    /// As [`Self::try_set`]; ends the process where that fails.
+    pub(crate) fn set(&mut self, span: Span, value: bool) -> u32 {
+        self.try_set(span, value).unwrap_or_else(|refused| refused.abort())
+    }
+
+    /// Makes sure that setting `span` allocates nothing until [`Self::unpin`]. On an error nothing is pinned.
+    pub(crate) fn pin(&mut self, span: Span) -> Result<(), NoMemory> {
+        let [head, tail] = span.partial_blocks();
+        let Some(head) = head.or(tail) else { return Ok(()) };
+        let store = opened(&mut self.store)?;
+        store.pin(head)?;
+        let Some(tail) = tail.filter(|tail| *tail != head) else { return Ok(()) };
+        let pinned = store.pin(tail);
+        if pinned.is_err() {
+            self.unpin_block(head);
+        }
+        pinned
+    }
+
+    /// Undoes one [`Self::pin`] of the same span.
+    pub(crate) fn unpin(&mut self, span: Span) {
+        span.partial_blocks().into_iter().flatten().for_each(|block| self.unpin_block(block));
+    }
+
+    /// The first longest run within `span` of frames whose bits are `value`.
+    pub(crate) fn next_run(&self, span: Span, value: bool) -> Option<Span> {
+        let start = self.seek(span.start(), span.end(), value)?;
+        Span::new(start, self.seek(start, span.end(), !value).unwrap_or(span.end()))
+    }
+
+    /// Frees what is kept only for speed. Nothing may be pinned. Says whether memory was freed.
+    pub(crate) fn trim(&mut self) -> bool {
+        let Some(store) = &mut self.store else { return false };
+        let trimmed = store.trim();
+        let unused = store.is_unused();
+        if unused {
+            self.store = None;
+        }
+        trimmed || unused
+    }
+
+    /// All bits, written to `flat`.
+    pub(crate) fn copy_to(&self, flat: &mut Flat) {
+        for (block, bytes) in (0..).zip(flat.as_chunks_mut::<64>().0) {
+            let value = if bits::has(&self.full, block) { u64::MAX } else { 0 };
+            let words = self.leaf(block).copied().unwrap_or([value; 8]);
+            for (eight, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+                *eight = word.to_le_bytes();
+            }
+        }
+    }
+
+    /// The bytes behind this value, without its own.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.store.as_ref().map_or(0, |store| size_of::<LeafStore>() + store.heap_bytes())
+    }
+
+    /// How many bits are set, counted from the leaves; an error names what disagrees with them.
+    pub(crate) fn check(&self) -> Result<u32, String> {
+        let mut set = 0;
+        for block in 0..GIB_BLOCKS {
+            let (full, mixed) = (bits::has(&self.full, block), bits::has(&self.mixed, block));
+            let ones = match self.leaf(block) {
+                _ if full && mixed => return Err(format!("block {block} is both full and mixed")),
+                _ if !mixed => u32::from(full) * BLOCK_FRAMES,
+                None => return Err(format!("block {block} is mixed and has no leaf")),
+                Some(leaf) => leaf.iter().map(|word| word.count_ones()).sum(),
+            };
+            if mixed && ones % BLOCK_FRAMES == 0 {
+                return Err(format!("block {block} counts as mixed, and {ones} of its {BLOCK_FRAMES} frames are set"));
+            }
+            set += ones;
+        }
+        match &self.store {
+            Some(store) => store.check(|block| bits::has(&self.mixed, block)).map(|()| set),
+            None => Ok(set),
+        }
+    }
+
+    /// The leaf of a mixed block.
+    fn leaf(&self, block: u32) -> Option<&Leaf> {
+        let store = self.store.as_ref().filter(|_| bits::has(&self.mixed, block))?;
+        store.leaf(block)
+    }
+
+    /// The first frame of `from..end` whose bit is `value`.
+    fn seek(&self, from: u32, end: u32, value: bool) -> Option<u32> {
+        let mut at = from;
+        while at < end {
+            // The block of `at` itself, or the next that can hold `value`: word by word, not block by block.
+            let (word, bit) = ((at / BLOCK_FRAMES / 64) as usize, at / BLOCK_FRAMES % 64);
+            let able = if value { self.full[word] | self.mixed[word] } else { !self.full[word] } & u64::MAX << bit;
+            let Some(block) = bits::ones(word, able).next() else {
+                at = (at / BLOCK_FRAMES / 64 + 1) * 64 * BLOCK_FRAMES;
+                continue;
+            };
+            at = at.max(block * BLOCK_FRAMES);
+            let found = match self.leaf(block) {
+                Some(leaf) => bits::seek(leaf, at % BLOCK_FRAMES, value),
+                None => Some(at % BLOCK_FRAMES),
+            };
+            match found {
+                Some(frame) => return Some(block * BLOCK_FRAMES + frame).filter(|frame| *frame < end),
+                None => at = (block + 1) * BLOCK_FRAMES,
+            }
+        }
+        None
+    }
+
+    /// Sets the frames of `span` that lie in `block`, which `span` covers in part.
+    fn edit(&mut self, block: u32, span: Span, value: bool) -> Result<u32, NoMemory> {
+        let (word, mask) = bits::place(block);
+        let mixed = self.mixed[word] & mask != 0;
+        let was = self.full[word] & mask != 0;
+        if !mixed && was == value {
+            return Ok(0);
+        }
+        let store = opened(&mut self.store)?;
+        if !mixed {
+            store.take(block)?;
+        }
+        // A mixed block has a leaf, and one was just given to this block if it was not mixed.
+        let Some(leaf) = store.leaf_mut(block) else { return Ok(0) };
+        if !mixed {
+            *leaf = [if was { u64::MAX } else { 0 }; 8];
+            self.full[word] &= !mask;
+            self.mixed[word] |= mask;
+        }
+        let base = block * BLOCK_FRAMES;
+        let changed = bits::fill(leaf, span.start().saturating_sub(base), (span.end() - base).min(BLOCK_FRAMES), value);
+        if *leaf == [if value { u64::MAX } else { 0 }; 8] {
+            self.mixed[word] &= !mask;
+            self.full[word] |= if value { mask } else { 0 };
+            store.give_back(block);
+        }
+        Ok(changed)
+    }
+
+    /// Sets all frames of the blocks `first..end`.
+    fn fill(&mut self, first: u32, end: u32, value: bool) -> u32 {
+        let mut changed = 0;
+        for (word, mask) in bits::word_masks(first, end) {
+            let mixed = self.mixed[word] & mask;
+            for block in bits::ones(word, mixed) {
+                let Some(store) = &mut self.store else { break };
+                let ones: u32 = store.leaf(block).map_or(0, |leaf| leaf.iter().map(|word| word.count_ones()).sum());
+                changed += if value { BLOCK_FRAMES - ones } else { ones };
+                store.give_back(block);
+            }
+            let other = if value { !self.full[word] } else { self.full[word] } & mask & !mixed;
+            changed += other.count_ones() * BLOCK_FRAMES;
+            self.mixed[word] &= !mask;
+            self.full[word] = if value { self.full[word] | mask } else { self.full[word] & !mask };
+        }
+        changed
+    }
+
+    fn unpin_block(&mut self, block: u32) {
+        let mixed = bits::has(&self.mixed, block);
+        if let Some(store) = &mut self.store
+            && store.unpin(block)
+            && !mixed
+        {
+            store.give_back(block);
+        }
+    }
+}
+
+/// The store, made when the first leaf is needed.
+fn opened(store: &mut Option<TryBox<LeafStore>>) -> Result<&mut LeafStore, NoMemory> {
+    match store {
+        Some(store) => Ok(store),
+        none => Ok(none.insert(TryBox::new(LeafStore::new())?)),
+    }
+}

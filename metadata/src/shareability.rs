@@ -1,0 +1,261 @@
+//! Which frames of one GiB are shared with the host: a plane that is uniform, at rest, or open.
+//!
+//! *Uniform* has nothing on the heap. The first conversion that makes the GiB mixed *opens* it into leaves, where every
+//! operation is a few words' work whatever a guest chooses. [`SharePlane::compact`] puts it to *rest* in a roaring bitmap
+//! where that is smaller. At every step, the one between two forms included, a plane has at most [`PLANE_BYTES_MAX`]
+//! bytes on the heap.
+
+use std::fmt;
+
+use roaring::RoaringBitmap;
+
+use crate::at_rest::{self, PLANE_BYTES_MAX, REST_BYTES_MAX};
+use crate::leaves::Leaves;
+use crate::span::{GIB_FRAMES, Span};
+use crate::try_box::{NoMemory, TryBox};
+
+/// What the frames of a span have in common.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Uniformity {
+    /// All are private.
+    AllPrivate,
+    /// All are shared.
+    AllShared,
+    /// There are both.
+    Mixed,
+}
+
+impl Uniformity {
+    const fn of(shared: Option<bool>) -> Self {
+        match shared {
+            Some(false) => Self::AllPrivate,
+            Some(true) => Self::AllShared,
+            None => Self::Mixed,
+        }
+    }
+}
+
+/// The shareability of the frames of one GiB.
+pub struct SharePlane {
+    form: Form,
+    /// Frames that are shared.
+    shared: u32,
+    /// Reservations that were not undone: while there are any, the plane stays open.
+    reserved: u32,
+}
+
+enum Form {
+    Uniform(bool),
+    /// Not empty, not whole, no capacity to spare, and at most [`REST_BYTES_MAX`] bytes.
+    Rest(Box<RoaringBitmap>),
+    Open(TryBox<Leaves>),
+}
+
+// It lives in the 128-byte record of a GiB.
+const _: () = assert!(size_of::<SharePlane>() <= 24);
+const _: () = assert!(Leaves::MAX_BYTES + REST_BYTES_MAX <= PLANE_BYTES_MAX);
+
+impl SharePlane {
+    /// All frames private.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { form: Form::Uniform(false), shared: 0, reserved: 0 }
+    }
+
+    /// How many frames are shared: 0 to 262,144. One load.
+    #[must_use]
+    pub const fn shared_frames(&self) -> u32 {
+        self.shared
+    }
+
+    /// Whether `frame`, counted from the start of the GiB, is shared.
+    #[must_use]
+    pub fn is_shared(&self, frame: u32) -> bool {
+        match &self.form {
+            Form::Uniform(shared) => *shared,
+            Form::Rest(frames) => frames.contains(frame),
+            Form::Open(leaves) => frame < GIB_FRAMES && leaves.contains(frame),
+        }
+    }
+
+    /// What the frames of `span` have in common. Looks into leaves only of blocks that are mixed.
+    #[must_use]
+    pub fn uniformity(&self, span: Span) -> Uniformity {
+        let whole = match self.shared {
+            0 => Some(false),
+            GIB_FRAMES => Some(true),
+            _ => None,
+        };
+        if whole.is_some() || span.is_whole() {
+            return Uniformity::of(whole);
+        }
+        Uniformity::of(match &self.form {
+            Form::Uniform(shared) => Some(*shared),
+            Form::Rest(frames) => at_rest::same(frames, span),
+            Form::Open(leaves) => leaves.same(span),
+        })
+    }
+
+    /// Makes sure that a later [`Self::set`] of `span` allocates nothing, whatever is set in between. Reservations are
+    /// counted: each is undone by one [`Self::unreserve`] of the same span. The whole GiB needs none.
+    ///
+    /// # Errors
+    ///
+    /// [`NoMemory`], and then nothing is reserved and no frame has changed.
+    pub fn reserve(&mut self, span: Span) -> Result<(), NoMemory> {
+        if span.is_whole() {
+            return Ok(());
+        }
+        let reserved = self.reserved.checked_add(1).ok_or(NoMemory { bytes: 0 })?;
+        self.opened()?.pin(span)?;
+        self.reserved = reserved;
+        Ok(())
+    }
+
+    /// Undoes one [`Self::reserve`] of the same span.
+    pub fn unreserve(&mut self, span: Span) {
+        if span.is_whole() {
+            return;
+        }
+        debug_assert!(self.reserved > 0, "{span:?} is unreserved more often than reserved");
+        self.reserved = self.reserved.saturating_sub(1);
+        if let Form::Open(leaves) = &mut self.form {
+            leaves.unpin(span);
+        }
+    }
+
+    /// Makes all frames of `span` shared, or private, and returns how many were not so before. Allocates nothing when
+    /// `span` is reserved, is the whole GiB, or is so already. Otherwise it may, and ends the process if memory is out.
+    pub fn set(&mut self, span: Span, shared: bool) -> u32 {
+        let all = if shared { GIB_FRAMES } else { 0 };
+        if self.shared == all {
+            return 0;
+        }
+        let changed = if span.is_whole() && self.reserved == 0 {
+            self.form = Form::Uniform(shared);
+            self.shared.abs_diff(all)
+        } else {
+            self.opened().unwrap_or_else(|refused| refused.abort()).set(span, shared)
+        };
+        self.shared = if shared { self.shared + changed } else { self.shared - changed };
+        changed
+    }
+
+    /// The first run within `span` of frames that are shared (or private), as long as it can be.
+    #[must_use]
+    pub fn next_run(&self, span: Span, shared: bool) -> Option<Span> {
+        match &self.form {
+            Form::Uniform(all) => (*all == shared).then_some(span),
+            Form::Rest(frames) => at_rest::next_run(frames, span, shared),
+            Form::Open(leaves) => leaves.next_run(span, shared),
+        }
+    }
+
+    /// Takes less memory, where that is possible: uniform where all frames are alike, at rest where that is smaller.
+    /// Does nothing while anything is reserved. Returns whether something changed.
+    pub fn compact(&mut self) -> bool {
+        let Form::Open(leaves) = &mut self.form else { return false };
+        if self.reserved > 0 {
+            return false;
+        }
+        if self.shared.is_multiple_of(GIB_FRAMES) {
+            self.form = Form::Uniform(self.shared > 0);
+            return true;
+        }
+        let trimmed = leaves.trim();
+        let mut flat = [0; GIB_FRAMES as usize / 8];
+        leaves.copy_to(&mut flat);
+        let rest = at_rest::planned_bytes(&flat);
+        if rest > REST_BYTES_MAX || rest >= size_of::<Leaves>() + leaves.heap_bytes() {
+            return trimmed;
+        }
+        // The leaves go first: `flat` lies on the stack, so the two forms are never on the heap together.
+        self.form = Form::Uniform(false);
+        self.form = Form::Rest(Box::new(at_rest::packed(&flat)));
+        true
+    }
+
+    /// The shared frames, counted from the start of the GiB.
+    #[must_use]
+    pub fn to_roaring(&self) -> RoaringBitmap {
+        match &self.form {
+            Form::Uniform(false) => RoaringBitmap::new(),
+            Form::Uniform(true) => at_rest::whole(),
+            Form::Rest(frames) => (**frames).clone(),
+            Form::Open(leaves) => {
+                let mut flat = [0; GIB_FRAMES as usize / 8];
+                leaves.copy_to(&mut flat);
+                at_rest::packed(&flat)
+            }
+        }
+    }
+
+    /// The bytes on the heap, as asked of the allocator.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        match &self.form {
+            Form::Uniform(_) => 0,
+            Form::Rest(frames) => size_of::<RoaringBitmap>() + at_rest::heap_bytes(frames),
+            Form::Open(leaves) => size_of::<Leaves>() + leaves.heap_bytes(),
+        }
+    }
+
+    /// Whether every count and map equals what the bits of the frames say.
+    ///
+    /// # Errors
+    ///
+    /// What disagrees, with both numbers.
+    pub fn check(&self) -> Result<(), String> {
+        let bits = match &self.form {
+            Form::Uniform(shared) => u64::from(*shared) * u64::from(GIB_FRAMES),
+            Form::Rest(frames) => frames.len(),
+            Form::Open(leaves) => u64::from(leaves.check()?),
+        };
+        if bits != u64::from(self.shared) {
+            return Err(format!("{} frames are counted as shared, {bits} are", self.shared));
+        }
+        if self.reserved > 0 && !matches!(self.form, Form::Open(_)) {
+            return Err(format!("{} reservations are outstanding on a plane that is not open", self.reserved));
+        }
+        Ok(())
+    }
+
+    /// The leaves, opened if need be. On an error the plane is as it was.
+    fn opened(&mut self) -> Result<&mut Leaves, NoMemory> {
+        if let Form::Uniform(_) | Form::Rest(_) = self.form {
+            let leaves = match &self.form {
+                Form::Uniform(true) => Leaves::uniform(true),
+                _ => Leaves::uniform(false),
+            };
+            let mut leaves = TryBox::new(leaves)?;
+            if let Form::Rest(frames) = &self.form {
+                for run in at_rest::runs(frames, Span::WHOLE) {
+                    leaves.try_set(run, true)?;
+                }
+            }
+            self.form = Form::Open(leaves);
+        }
+        match &mut self.form {
+            Form::Open(leaves) => Ok(leaves),
+            // Just opened.
+            _ => Err(NoMemory { bytes: 0 }),
+        }
+    }
+}
+
+impl Default for SharePlane {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for SharePlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let form = match self.form {
+            Form::Uniform(_) => "uniform",
+            Form::Rest(_) => "at rest",
+            Form::Open(_) => "open",
+        };
+        write!(f, "{form}, {} of {GIB_FRAMES} frames shared, {} reservations", self.shared, self.reserved)
+    }
+}
