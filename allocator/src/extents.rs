@@ -4,6 +4,7 @@
 //! the place of a lost one; from then on a second list, under a lock, is the one that counts.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use pageless_metadata::{FRAME_BYTES, Pfn, PfnRange};
 use smallvec::SmallVec;
@@ -56,12 +57,12 @@ pub(crate) struct Extents {
     first: Box<[Extent]>,
     /// How many frames have been replaced: 0 means that `first` still holds.
     replaced: AtomicU64,
-    current: RwLock<Vec<Extent>>,
+    current: RwLock<Arc<[Extent]>>,
 }
 
 impl Extents {
     pub(crate) fn new(first: Vec<Extent>) -> Self {
-        Self { first: first.into(), replaced: AtomicU64::new(0), current: RwLock::new(Vec::new()) }
+        Self { first: first.into(), replaced: AtomicU64::new(0), current: RwLock::new(Arc::new([])) }
     }
 
     /// How often frames have been replaced. A verb that found its frames released asks whether they were replaced meanwhile.
@@ -72,7 +73,8 @@ impl Extents {
 
     /// Runs `read` on the extents as they are now, in guest-offset order.
     pub(crate) fn with<R>(&self, read: impl FnOnce(&[Extent]) -> R) -> R {
-        if self.generation() == 0 { read(&self.first) } else { read(&self.current.read()) }
+        // Cloned under the lock, not read under it: whoever reads may want a GiB's lock.
+        if self.generation() == 0 { read(&self.first) } else { read(&Arc::clone(&self.current.read())) }
     }
 
     /// The runs behind `range`, which has been checked against the allocation's size.
@@ -88,27 +90,21 @@ impl Extents {
         self.with(|extents| extents.iter().find(|extent| extent.frames.contains(pfn)).copied())
     }
 
-    /// Puts `frame` in the place of the one at `offset`. `make` runs with the list locked and gives the frame, so that two
-    /// replacements of one offset cannot cross.
-    pub(crate) fn replace<E>(&self, offset: u64, make: impl FnOnce(Pfn) -> Result<Pfn, E>) -> Result<Option<(Pfn, Pfn)>, E> {
-        let mut current = self.current.write();
-        let extents: &[Extent] = if self.generation() == 0 { &self.first } else { &current };
-        let at = extents.partition_point(|extent| extent.end() <= offset);
-        let Some(old) = extents.get(at).and_then(|extent| extent.within(&(offset..offset + FRAME_BYTES))) else { return Ok(None) };
-        let lost = old.frames.start();
-        let frame = make(lost)?;
-        let whole = extents[at];
-        let around = whole.frames.subtract(old.frames).map(|part| part.and_then(|part| whole.clipped(part)));
+    /// Puts `frame` in the place of the one at `offset`. The caller lets nobody else replace meanwhile.
+    pub(crate) fn replace(&self, offset: u64, frame: Pfn) {
+        let mut list = self.with(<[Extent]>::to_vec);
+        let at = list.partition_point(|extent| extent.end() <= offset);
+        let Some(whole) = list.get(at).copied() else { return };
+        let Some(old) = whole.within(&(offset..offset + FRAME_BYTES)) else { return };
+        let [before, after] = whole.frames.subtract(old.frames).map(|part| part.and_then(|part| whole.clipped(part)));
         let fresh = Extent { offset, frames: PfnRange::single(frame) };
-        let mut list = extents.to_vec();
-        list.splice(at..=at, [around[0], Some(fresh), around[1]].into_iter().flatten());
-        *current = list;
+        list.splice(at..=at, [before, Some(fresh), after].into_iter().flatten());
+        *self.current.write() = list.into();
         // Release: pairs with the load in `generation`.
         self.replaced.fetch_add(1, Ordering::Release);
-        Ok(Some((lost, frame)))
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
-        size_of_val(&*self.first) + self.current.read().capacity() * size_of::<Extent>()
+        size_of_val(&*self.first) + size_of_val(&**self.current.read())
     }
 }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use pageless_metadata::{FRAME_BYTES, HolderId, RunSet, Withdrawal};
+use pageless_metadata::{FRAME_BYTES, HolderId, Intent, RunSet, Withdrawal};
 
 use crate::mapping::Refusal;
 use crate::withdrawal::Lost;
@@ -96,6 +96,12 @@ pub enum Refused {
         /// What it said.
         refusal: Refusal,
     },
+    /// Only `share` and `unshare` are conversions that can be planned.
+    #[error("{intent} is not a conversion; share and unshare are")]
+    NotAConversion {
+        /// The intent that was given.
+        intent: Intent,
+    },
     /// No mapping of this name is attached.
     #[error("no mapping named {name:?} is attached")]
     NoSuchMapping {
@@ -130,7 +136,7 @@ impl Refused {
     #[must_use]
     pub const fn errno(&self) -> i32 {
         match self {
-            Self::Unaligned { .. } | Self::Empty { .. } | Self::NoName { .. } => errno::EINVAL,
+            Self::Unaligned { .. } | Self::Empty { .. } | Self::NoName { .. } | Self::NotAConversion { .. } => errno::EINVAL,
             Self::Outside { .. } => errno::ERANGE,
             Self::NotOwner { .. } => errno::EPERM,
             Self::Released { .. } | Self::NotLost { .. } | Self::NotOneLeaf { .. } => errno::ESTALE,

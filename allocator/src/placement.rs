@@ -3,6 +3,7 @@
 use pageless_metadata::{Order, Pfn, PfnRange};
 
 use crate::frames::{Buildable, Frames};
+use crate::pool::Inner;
 use crate::record::{Node, Records};
 use crate::request::{AllocateError, NodeChoice, Request};
 
@@ -41,6 +42,16 @@ pub(crate) fn put(records: &Records, frames: PfnRange) {
     if let Err(error) = node.frames.put(frames) {
         tracing::error!(%frames, %error, "frames were free already; they stay out of the pool");
         debug_assert!(false, "put {frames}: {error}");
+    }
+}
+
+/// Puts frames back, except those that were withdrawn while they were out.
+pub(crate) fn return_sound(pool: &Inner, runs: &[PfnRange]) {
+    for piece in runs.iter().flat_map(|run| pool.records.pieces(*run)) {
+        let gib = pool.records.record(piece.record).lock();
+        for span in gib.sound_runs(piece.span) {
+            put(&pool.records, span.in_gib_of(piece.frames.start()));
+        }
     }
 }
 

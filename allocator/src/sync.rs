@@ -104,3 +104,14 @@ mod chosen {
 
 #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
 pub(crate) use chosen::*;
+
+/// Waits for `time`. Under shuttle time does not pass; giving way is all there is to do.
+pub(crate) fn sleep(time: std::time::Duration) {
+    #[cfg(not(feature = "shuttle"))]
+    std::thread::sleep(time);
+    #[cfg(feature = "shuttle")]
+    {
+        let _ = time;
+        shuttle::thread::yield_now();
+    }
+}

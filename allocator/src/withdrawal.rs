@@ -168,9 +168,33 @@ impl Registry {
         self.unproven.values().chain(self.poisoned.values())
     }
 
-    /// Runs `change` on every quarantined or failed entry.
-    pub(crate) fn change_unproven(&mut self, change: impl FnMut(&mut Entry)) {
-        self.unproven.values_mut().for_each(change);
+    /// The owner has given `frames` up: whatever their quarantine was for, a later proof can only free them.
+    pub(crate) fn give_up(&mut self, frames: PfnRange) {
+        for mut entry in take(&mut self.unproven, frames) {
+            entry.told.intent = entry.told.intent.map(|_| Intent::Reclaim);
+            self.unproven.insert(entry.told.frames.start(), entry);
+        }
+    }
+
+    /// Takes the quarantined entries that `wanted` picks for asking: they are marked, so that nobody else asks meanwhile.
+    pub(crate) fn pick(&mut self, wanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        let quarantined = self.unproven.values_mut().filter(|entry| entry.told.state == Withdrawal::Quarantined && !entry.asking);
+        let picked = quarantined.filter(|entry| wanted(entry)).map(|entry| {
+            entry.asking = true;
+            entry.clone()
+        });
+        picked.collect()
+    }
+
+    /// Nobody asks about the quarantined parts of `frames` any more; `change` notes what came of it.
+    pub(crate) fn asked(&mut self, frames: PfnRange, change: impl Fn(&mut Entry)) {
+        for mut entry in take(&mut self.unproven, frames) {
+            if entry.told.state == Withdrawal::Quarantined {
+                entry.asking = false;
+                change(&mut entry);
+            }
+            self.unproven.insert(entry.told.frames.start(), entry);
+        }
     }
 
     /// The frames with a mark of this kind.

@@ -69,8 +69,14 @@ impl Gib {
     /// A GiB whose frames nobody has.
     #[must_use]
     pub const fn new() -> Self {
-        let (share, tenure, converting, demoted) = (SharePlane::new(), Tenure::new(), Converting::new(), Demoted::new());
-        Self { share, tenure, converting, demoted, turn: 0, rare: None }
+        Self {
+            share: SharePlane::new(),
+            tenure: Tenure::new(),
+            converting: Converting::new(),
+            demoted: Demoted::new(),
+            turn: 0,
+            rare: None,
+        }
     }
 
     /// Everything known of one frame. A frame without a tenant counts as free.
@@ -326,8 +332,10 @@ impl Gib {
     }
 
     /// Cuts `span` into runs of one worst mark each.
-    fn split_by_withdrawal(&self, span: Span) -> SmallVec<[(Span, Option<Withdrawal>); 1]> {
-        let Some(rare) = self.rare.as_ref().filter(|rare| rare.withdrawn(span)) else { return smallvec![(span, None)] };
+    pub(crate) fn split_by_withdrawal(&self, span: Span) -> SmallVec<[(Span, Option<Withdrawal>); 1]> {
+        let Some(rare) = self.rare.as_ref().filter(|rare| rare.withdrawn(span)) else {
+            return smallvec![(span, None)];
+        };
         let mut cut = SmallVec::new();
         let mut at = span.start();
         while let Some(rest) = Span::new(at, span.end()) {

@@ -30,8 +30,12 @@ impl Holds {
     /// A holder of frames in `span`, with the frames of it that are held: the lowest such hold.
     #[must_use]
     pub fn overlap(&self, span: Span) -> Option<(Span, &HolderId)> {
-        let overlaps = self.0.iter().filter_map(|hold| Some((hold.span.intersect(span)?, &hold.holder)));
-        overlaps.min_by_key(|(part, _)| part.start())
+        self.in_span(span).min_by_key(|(part, _)| part.start())
+    }
+
+    /// Every hold on frames of `span`, with those frames, in no particular order.
+    pub fn in_span(&self, span: Span) -> impl Iterator<Item = (Span, &HolderId)> {
+        self.0.iter().filter_map(move |hold| Some((hold.span.intersect(span)?, &hold.holder)))
     }
 
     /// Adds a hold, and returns the frames that were not held before, ascending.

@@ -130,6 +130,56 @@ impl Gib {
         self.rare.as_ref()?.holds.overlap(span).map(|(at, holder)| (at, holder.clone()))
     }
 
+    /// The runs of `span` that are not withdrawn.
+    #[must_use]
+    pub fn sound_runs(&self, span: Span) -> Vec<Span> {
+        self.split_by_withdrawal(span).into_iter().filter(|(_, mark)| mark.is_none()).map(|(part, _)| part).collect()
+    }
+
+    /// Everyone who holds frames of `span`, with those frames.
+    pub fn holders(&self, span: Span) -> impl Iterator<Item = (Span, HolderId)> + '_ {
+        self.rare.iter().flat_map(move |rare| rare.holds.in_span(span)).map(|(at, holder)| (at, holder.clone()))
+    }
+
+    /// The runs of `span` that `allocation` has and has not released, and whether they are withdrawn.
+    #[must_use]
+    pub fn live_runs(&self, span: Span, allocation: AllocationId) -> Vec<(Span, bool)> {
+        let live = self.tenure.in_span(span).filter(|(_, tenant)| tenant.allocation == allocation && !tenant.released);
+        live.flat_map(|(part, _)| self.split_by_withdrawal(part)).map(|(part, mark)| (part, mark.is_some())).collect()
+    }
+
+    /// Cuts the frames of `span` that `allocation` has released into what an operation could reclaim now (`None`) and what
+    /// stands in its way.
+    #[must_use]
+    pub fn reclaimable(&self, span: Span, allocation: AllocationId) -> Vec<(Span, Option<Obstacle>)> {
+        let mut cut = Vec::new();
+        let released = self.tenure.in_span(span).filter(|(_, tenant)| tenant.allocation == allocation && tenant.released);
+        for (part, mark) in released.flat_map(|(part, _)| self.split_by_withdrawal(part)) {
+            match mark {
+                Some(state) => cut.push((part, Some(Obstacle::Withdrawn { at: part, state }))),
+                None => self.cut_by_users(part, &mut cut),
+            }
+        }
+        cut
+    }
+
+    /// Cuts sound frames into what is held or converting and what is neither.
+    fn cut_by_users(&self, span: Span, cut: &mut Vec<(Span, Option<Obstacle>)>) {
+        let mut rest = Some(span);
+        while let Some(part) = rest {
+            let held = self.holder(part).map(|(at, holder)| Obstacle::Held { at, holder });
+            let obstacle = [held, self.converting_obstacle(part)].into_iter().flatten().min_by_key(|obstacle| obstacle.at().start());
+            let Some(obstacle) = obstacle else {
+                cut.push((part, None));
+                return;
+            };
+            let at = obstacle.at();
+            cut.extend(Span::new(part.start(), at.start()).map(|before| (before, None)));
+            cut.push((at, Some(obstacle)));
+            rest = Span::new(at.end(), part.end());
+        }
+    }
+
     /// The mark of an operation on a frame of `span`, the lowest.
     #[must_use]
     pub fn converting_obstacle(&self, span: Span) -> Option<Obstacle> {

@@ -24,7 +24,7 @@ pub(crate) struct Attached {
 pub(crate) type Mappings = Vec<Attached>;
 
 /// One allocation.
-pub(crate) struct Core {
+pub(crate) struct Ownership {
     pub(crate) id: AllocationId,
     pub(crate) owner: Arc<str>,
     pub(crate) bytes: u64,
@@ -33,14 +33,14 @@ pub(crate) struct Core {
     /// Read on every conversion, so a pointer that is swapped, not a lock. Read after marking: a mapping attached before the
     /// mark is in the list, and one attached later can establish nothing on the marked frames.
     pub(crate) mappings: ArcSwap<Mappings>,
-    /// Serialises attaching and detaching.
-    pub(crate) attaching: Mutex<()>,
+    /// Serialises changes of the list of mappings, and of the extents. Taken before GiB locks, never during a mapping's call.
+    pub(crate) editing: Mutex<()>,
     /// What is released and not yet proven, where it was in the guest. Ascending by frame.
     pub(crate) released: Mutex<Vec<Extent>>,
     live: AtomicBool,
 }
 
-impl Core {
+impl Ownership {
     pub(crate) fn new(id: AllocationId, owner: Arc<str>, bytes: u64, contents: Contents, extents: Vec<Extent>) -> Self {
         Self {
             id,
@@ -49,7 +49,7 @@ impl Core {
             contents,
             extents: Extents::new(extents),
             mappings: ArcSwap::from_pointee(Mappings::new()),
-            attaching: Mutex::new(()),
+            editing: Mutex::new(()),
             released: Mutex::new(Vec::new()),
             live: AtomicBool::new(true),
         }

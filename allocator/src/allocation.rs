@@ -1,0 +1,111 @@
+//! The handle of what one owner got. Its verbs live in files of their own (`convert`, `attach`, `hold`, `guard`, `resize`,
+//! `release`, `replace`, `plan`).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use pageless_metadata::{AllocationId, FRAME_BYTES, Order, Pfn, PfnRange, Shareability};
+
+use crate::extents::{Extent, Runs};
+use crate::outcome::{Refused, checked_range};
+use crate::ownership::Ownership;
+use crate::pool::Inner;
+
+/// What one owner got: the only handle through which its frames can be used. Dropping it releases them.
+///
+/// Ranges are bytes from the start of the allocation, aligned to 4 KiB. All verbs take `&self` and may run concurrently.
+#[must_use = "dropping an allocation releases its frames"]
+pub struct Allocation {
+    pub(crate) owned: Arc<Ownership>,
+    pub(crate) pool: Arc<Inner>,
+}
+
+impl Allocation {
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> AllocationId {
+        self.owned.id
+    }
+
+    /// The owner's name.
+    #[must_use]
+    pub fn owner(&self) -> &str {
+        &self.owned.owner
+    }
+
+    /// Its size in bytes. Releasing a part does not change it: offsets keep their meaning.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.owned.bytes
+    }
+
+    /// Where its frames are, in guest-offset order. Parts that have been released are still listed; a replaced frame is not.
+    #[must_use]
+    pub fn extents(&self) -> Vec<Extent> {
+        self.owned.extents.with(<[Extent]>::to_vec)
+    }
+
+    /// The frame behind an offset.
+    pub fn frame(&self, offset: u64) -> Result<Pfn, Refused> {
+        let start = offset - offset % FRAME_BYTES;
+        let runs = self.runs(&(start..start.saturating_add(FRAME_BYTES)))?;
+        runs.first().map(|run| run.frames.start()).ok_or(Refused::NotOwner { offset })
+    }
+
+    /// Who may reach the frame behind an offset.
+    pub fn shareability(&self, offset: u64) -> Result<Shareability, Refused> {
+        let pfn = self.frame(offset)?;
+        let piece = self.pool.records.pieces(PfnRange::single(pfn)).next().ok_or(Refused::NotOwner { offset })?;
+        Ok(self.pool.records.record(piece.record).lock().shareability(pfn.in_gib()))
+    }
+
+    /// The largest leaf that may map the byte at `offset` now, for a guest whose memory begins at an address aligned to that
+    /// leaf: sound, uniform, unheld, contiguous, equally aligned in guest and pool, and not demoted.
+    pub fn max_mapping_order(&self, offset: u64) -> Result<Order, crate::Blocked> {
+        let start = offset - offset % FRAME_BYTES;
+        let run = self.run_at(start)?;
+        let pfn = run.frames.start();
+        let piece = self.piece(run)?;
+        let gib = self.pool.records.record(piece.record).lock();
+        let Some(order) = gib.max_order(pfn.in_gib(), self.owned.id) else {
+            let obstacle = gib.obstacle(piece.span, self.owned.id, pageless_metadata::Purpose::Use);
+            drop(gib);
+            return Err(match obstacle {
+                Some(obstacle) => self.pool.blocked_by(&self.owned, piece, obstacle),
+                None => Refused::NotOwner { offset }.into(),
+            });
+        };
+        drop(gib);
+        let sizes = Order::DESCENDING.into_iter().filter(|size| *size <= order);
+        Ok(sizes.into_iter().find(|size| self.block_run(start, *size).is_some()).unwrap_or(Order::BASE))
+    }
+
+    /// The runs behind `range`, after checking it.
+    pub(crate) fn runs(&self, range: &Range<u64>) -> Result<Runs, Refused> {
+        checked_range(range, self.owned.bytes, FRAME_BYTES)?;
+        Ok(self.owned.extents.translate(range))
+    }
+
+    /// The one-frame run at `offset`, which is aligned.
+    pub(crate) fn run_at(&self, offset: u64) -> Result<Extent, Refused> {
+        self.runs(&(offset..offset.saturating_add(FRAME_BYTES)))?.first().copied().ok_or(Refused::NotOwner { offset })
+    }
+
+    pub(crate) fn piece(&self, run: Extent) -> Result<crate::record::Piece, Refused> {
+        self.pool.records.pieces(run.frames).next().ok_or(Refused::NotOwner { offset: run.offset })
+    }
+
+    /// The block of `order` around `offset`, if it is one contiguous run, aligned alike in guest and pool.
+    pub(crate) fn block_run(&self, offset: u64, order: Order) -> Option<Extent> {
+        let start = offset - offset % order.bytes();
+        let runs = self.runs(&(start..start.saturating_add(order.bytes()))).ok()?;
+        let [run] = runs[..] else { return None };
+        (run.frames.start().is_aligned(order) && run.frames.frames() == order.frames()).then_some(run)
+    }
+}
+
+impl std::fmt::Debug for Allocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {:?}, {} bytes", self.owned.id, self.owned.owner, self.owned.bytes)
+    }
+}

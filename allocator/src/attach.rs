@@ -1,0 +1,146 @@
+//! Attaching mappings to an allocation, and detaching them: the second only with proof (invariant I2).
+
+use std::sync::Arc;
+
+use pageless_metadata::{Intent, RunSet};
+
+use crate::allocation::Allocation;
+use crate::asking::Losses;
+use crate::extents::{Extent, Runs};
+use crate::mapping::Mapping;
+use crate::operation::{Begun, OpenOperation};
+use crate::outcome::{Blocked, Refused};
+use crate::ownership::{Attached, Mappings};
+use crate::withdrawal::Lost;
+
+/// A mapping that was detached: it proved every sound frame of the allocation unreachable.
+pub struct Detached {
+    /// The mapping.
+    pub mapping: Arc<dyn Mapping>,
+    /// Frames that were released or withdrawn before: the pool keeps the mapping to ask it about these.
+    pub still_asked_about: RunSet,
+}
+
+impl std::fmt::Debug for Detached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a detached mapping, still asked about {}", self.still_asked_about)
+    }
+}
+
+/// Why a mapping was not detached. It stays attached.
+#[derive(PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Detach {
+    /// Nothing changed.
+    #[error(transparent)]
+    Blocked(#[from] Blocked),
+    /// Some frames could not be proven unreachable through it: they are withdrawn, the others are as before.
+    #[error("{} runs stayed reachable, first {}", .lost.len(), .lost.first().map_or_else(String::new, ToString::to_string))]
+    Torn {
+        /// The withdrawn frames.
+        lost: Vec<Lost>,
+    },
+    /// The owner released the allocation while it was detached.
+    #[error("the allocation was released meanwhile; {} runs were lost", .lost.len())]
+    OwnerGone {
+        /// The withdrawn frames.
+        lost: Vec<Lost>,
+    },
+}
+
+impl From<Refused> for Detach {
+    fn from(refused: Refused) -> Self {
+        Self::Blocked(refused.into())
+    }
+}
+
+impl Allocation {
+    /// Attaches a mapping under a name. Mappings are asked in the order of attachment: IOMMU, stage 2, host.
+    ///
+    /// From now on nothing of the allocation is converted or reclaimed without this mapping's proof.
+    pub fn attach(&self, name: &str, mapping: Arc<dyn Mapping>) -> Result<(), Refused> {
+        if name.is_empty() {
+            return Err(Refused::NoName { what: "mapping" });
+        }
+        let _editing = self.owned.editing.lock();
+        let mut mappings = Mappings::clone(&self.owned.mappings.load());
+        if mappings.iter().any(|attached| &*attached.name == name) {
+            return Err(Refused::NameTaken { name: name.to_owned() });
+        }
+        mappings.push(Attached { name: name.into(), mapping, retired: false });
+        self.owned.mappings.store(Arc::new(mappings));
+        Ok(())
+    }
+
+    /// The names of the attached mappings, in the order in which they are asked.
+    #[must_use]
+    pub fn mappings(&self) -> Vec<Arc<str>> {
+        self.owned.mappings.load().iter().filter(|attached| !attached.retired).map(|attached| Arc::clone(&attached.name)).collect()
+    }
+
+    /// Detaches a mapping, once it has proved every sound frame of the allocation unreachable through it.
+    ///
+    /// Refused as busy while any frame of the allocation converts. Frames that are released or withdrawn are not part of the
+    /// proof: for those the pool keeps asking the mapping.
+    pub fn detach(&self, name: &str) -> Result<Detached, Detach> {
+        let mappings = self.owned.mappings.load_full();
+        let Some(attached) = mappings.iter().find(|attached| &*attached.name == name && !attached.retired).cloned() else {
+            return Err(Refused::NoSuchMapping { name: name.to_owned() }.into());
+        };
+        let (sound, rest) = self.sound_runs();
+        let only = vec![attached.clone()];
+        let ended = match OpenOperation::begin(&self.pool, &self.owned, sound, Intent::Detach)? {
+            Begun::AlreadySo => crate::operation::Partition::default(),
+            Begun::Open(mut operation) => {
+                operation.prepare(&only)?;
+                let mut losses = Losses::default();
+                operation.invalidate(&only, &mut losses);
+                if losses.runs().is_empty() {
+                    // Before the marks go: no guard can be had under this name between the proof and the removal.
+                    self.remove(name, !rest.is_empty());
+                }
+                operation.finish(losses)
+            }
+        };
+        match (ended.lost.is_empty(), ended.released.is_empty()) {
+            (true, true) => {
+                self.remove(name, !rest.is_empty());
+                Ok(Detached { mapping: attached.mapping, still_asked_about: rest })
+            }
+            (false, true) => Err(Detach::Torn { lost: ended.lost }),
+            (_, false) => Err(Detach::OwnerGone { lost: ended.lost }),
+        }
+    }
+
+    /// Takes a mapping off the list, or keeps it for released frames only. Does nothing the second time.
+    fn remove(&self, name: &str, keep_for_rest: bool) {
+        let _editing = self.owned.editing.lock();
+        let mut mappings = Mappings::clone(&self.owned.mappings.load());
+        if keep_for_rest {
+            for attached in mappings.iter_mut().filter(|attached| &*attached.name == name && !attached.retired) {
+                attached.retired = true;
+                // The name is free for another; the old one keeps it only as a label in causes.
+                attached.name = format!("{name} (detached)").into();
+            }
+        } else {
+            mappings.retain(|attached| &*attached.name != name || attached.retired);
+        }
+        self.owned.mappings.store(Arc::new(mappings));
+    }
+
+    /// The live, sound runs of the allocation, and all other frames that it has or had and are not proven.
+    fn sound_runs(&self) -> (Runs, RunSet) {
+        let mut rest: RunSet = self.owned.released.lock().iter().map(|extent| extent.frames).collect();
+        let mut sound = RunSet::new();
+        let extents = self.extents();
+        for piece in crate::operation::pieces_of(&self.pool, &extents) {
+            let gib = self.pool.records.record(piece.record).lock();
+            for (span, withdrawn) in gib.live_runs(piece.span, self.owned.id) {
+                let frames = span.in_gib_of(piece.frames.start());
+                if withdrawn { rest.insert(frames) } else { sound.insert(frames) }
+            }
+        }
+        let in_guest_order = |extent: &Extent| -> Vec<Extent> { sound.clipped(extent.frames).filter_map(|run| extent.clipped(run)).collect() };
+        let runs = extents.iter().flat_map(in_guest_order).collect();
+        (runs, rest)
+    }
+}

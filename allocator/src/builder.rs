@@ -1,0 +1,107 @@
+//! Building a pool: the backing's frames are checked, and every one of them starts free.
+
+use std::sync::Arc;
+
+use pageless_metadata::PfnRange;
+
+use crate::backing::{Backing, NodeFrames};
+use crate::pool::{Inner, Policy, Pool};
+use crate::record::Records;
+use crate::withdrawal::RetryPolicy;
+
+/// Builds a [`Pool`].
+#[derive(Default)]
+pub struct PoolBuilder {
+    backing: Option<Arc<dyn Backing>>,
+    policy: Policy,
+}
+
+/// Why a pool could not be built.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// No backing was given.
+    #[error("the pool has no backing; give it one with PoolBuilder::backing")]
+    NoBacking,
+    /// The backing has no frames.
+    #[error("the backing has no NUMA node and so no frames")]
+    NoFrames,
+    /// Two nodes share frames, or are not in ascending order.
+    #[error("node {second} with {second_frames} must lie after node {first} with {first_frames}")]
+    NodesOutOfOrder {
+        /// The node that comes first.
+        first: u32,
+        /// Its frames.
+        first_frames: PfnRange,
+        /// The node that should lie after it.
+        second: u32,
+        /// Its frames.
+        second_frames: PfnRange,
+    },
+    /// Two nodes have the same number.
+    #[error("two nodes have the number {node}")]
+    DuplicateNode {
+        /// The number.
+        node: u32,
+    },
+}
+
+impl PoolBuilder {
+    /// The memory behind the frames. Needed.
+    #[must_use]
+    pub fn backing(self, backing: impl Backing + 'static) -> Self {
+        self.shared_backing(Arc::new(backing))
+    }
+
+    /// The same, for a backing that the caller keeps using.
+    #[must_use]
+    pub fn shared_backing(mut self, backing: Arc<dyn Backing>) -> Self {
+        self.backing = Some(backing);
+        self
+    }
+
+    /// How often and how soon the pool asks again about invalidations that did not succeed.
+    #[must_use]
+    pub fn retry(mut self, retry: RetryPolicy) -> Self {
+        self.policy.retry = retry;
+        self
+    }
+
+    /// How patient the pool is in all respects.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Builds the pool: every frame of the backing is free.
+    pub fn build(self) -> Result<Pool, BuildError> {
+        let backing = self.backing.ok_or(BuildError::NoBacking)?;
+        let nodes = backing.nodes();
+        check(&nodes)?;
+        Ok(Pool(Arc::new(Inner::new(Records::new(&nodes), backing, self.policy))))
+    }
+}
+
+fn check(nodes: &[NodeFrames]) -> Result<(), BuildError> {
+    if nodes.is_empty() {
+        return Err(BuildError::NoFrames);
+    }
+    for pair in nodes.windows(2) {
+        let [first, second] = [pair[0], pair[1]];
+        if second.frames.start() < first.frames.end() {
+            return Err(BuildError::NodesOutOfOrder {
+                first: first.node,
+                first_frames: first.frames,
+                second: second.node,
+                second_frames: second.frames,
+            });
+        }
+    }
+    let mut numbers: Vec<u32> = nodes.iter().map(|node| node.node).collect();
+    numbers.sort_unstable();
+    match numbers.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(BuildError::DuplicateNode { node: pair[0] }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,93 @@
+//! share and unshare: the verbs that pageless exists for.
+
+use std::ops::Range;
+
+use pageless_metadata::{FRAME_BYTES, Intent, RunSet};
+
+use crate::allocation::Allocation;
+use crate::asking::Losses;
+use crate::extents::Extent;
+use crate::operation::{Begun, OpenOperation};
+use crate::outcome::{Blocked, Convert, Refused};
+
+/// A conversion that succeeded for every frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Converted {
+    frames: RunSet,
+    changed: bool,
+}
+
+impl Converted {
+    /// The frames of the range: all of them are now as asked.
+    #[must_use]
+    pub const fn frames(&self) -> &RunSet {
+        &self.frames
+    }
+
+    /// False when every frame was as asked before, so that nothing had to be done.
+    #[must_use]
+    pub const fn changed(&self) -> bool {
+        self.changed
+    }
+}
+
+impl Allocation {
+    /// Converts the range to shared: every mapping gives up the private frames, they are zeroed unless the owner keeps
+    /// contents, and the host may reach them.
+    ///
+    /// `range` is in bytes from the start of the allocation, aligned to 4 KiB. Frames that are shared already are left alone.
+    pub fn share(&self, range: Range<u64>) -> Result<Converted, Convert> {
+        self.convert(&range, Intent::Share)
+    }
+
+    /// Converts the range to private: every mapping gives up the shared frames, and only the guest may reach them.
+    ///
+    /// `range` is in bytes from the start of the allocation, aligned to 4 KiB. Frames that are private already are left alone.
+    pub fn unshare(&self, range: Range<u64>) -> Result<Converted, Convert> {
+        self.convert(&range, Intent::Unshare)
+    }
+
+    fn convert(&self, range: &Range<u64>, intent: Intent) -> Result<Converted, Convert> {
+        loop {
+            let generation = self.owned.extents.generation();
+            match self.convert_as_mapped(range, intent) {
+                // The frames were released because others took their place while this conversion looked them up.
+                Err(Convert::Refused(Refused::Released { .. })) if generation != self.owned.extents.generation() => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn convert_as_mapped(&self, range: &Range<u64>, intent: Intent) -> Result<Converted, Convert> {
+        let runs = self.runs(range)?;
+        let frames = || runs.iter().map(|run| run.frames).collect();
+        let mut operation = match OpenOperation::begin(&self.pool, &self.owned, runs.clone(), intent)? {
+            Begun::AlreadySo => return Ok(Converted { frames: frames(), changed: false }),
+            Begun::Open(operation) => operation,
+        };
+        // Read after the mark: see `Ownership::mappings`.
+        let mappings = self.owned.mappings.load();
+        operation.prepare(&mappings)?;
+        let mut losses = Losses::default();
+        operation.invalidate(&mappings, &mut losses);
+        operation.scrub(&mut losses);
+        let ended = operation.finish(losses);
+        match (ended.lost.is_empty(), ended.released.is_empty()) {
+            (true, true) => Ok(Converted { frames: ended.done, changed: true }),
+            (false, true) => Err(Convert::Torn { done: ended.done, lost: ended.lost }),
+            (_, false) => Err(Convert::OwnerGone { lost: ended.lost }),
+        }
+    }
+
+    /// Runs a verb on the block at an offset again when its frame was replaced under it.
+    pub(crate) fn with_run_at<R>(&self, offset: u64, verb: impl Fn(Extent) -> Result<R, Blocked>) -> Result<R, Blocked> {
+        loop {
+            let generation = self.owned.extents.generation();
+            let run = self.run_at(offset - offset % FRAME_BYTES)?;
+            match verb(run) {
+                Err(Blocked::Refused(Refused::Released { .. })) if generation != self.owned.extents.generation() => {}
+                result => return result,
+            }
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! One operation on a range, from its mark to its end: the order that every verb that can fail runs in.
+//!
+//! 1. **check and mark** ([`OpenOperation::begin`]): under the locks of all GiBs of the range, at once. Refused: nothing has
+//!    happened.
+//! 2. **prepare** every mapping. Refused: the mark is cleared, and nothing has happened.
+//! 3. **invalidate** mapping by mapping, outside the locks. A stuck run leaves the set, and the next mapping is asked only for
+//!    what all earlier ones proved. Last, private frames that become shared are zeroed.
+//! 4. **flip** the survivors and clear the mark ([`OpenOperation::finish`]); what is stuck is withdrawn.
+//!
+//! A panic in a mapping drops the operation, and its drop quarantines everything: nothing counts as proven before the flip.
+
+use std::time::Duration;
+
+use pageless_metadata::{
+    Ended, Ending, Intent, Obstacle, OperationId, PfnRange, Purpose, RunSet, Shareability, ToChange, Withdrawal,
+};
+use smallvec::SmallVec;
+
+use crate::asking::{Asked, Losses};
+use crate::extents::{Extent, Runs};
+use crate::mapping::{Cause, Contents, Operation, Refusal, Verdict};
+use crate::outcome::{Blocked, Refused};
+use crate::ownership::{Mappings, Ownership};
+use crate::placement;
+use crate::pool::Inner;
+use crate::record::{Locked, Piece, Pieces};
+use crate::withdrawal::Lost;
+
+/// An operation whose frames are marked.
+pub(crate) struct OpenOperation<'p> {
+    pool: &'p Inner,
+    owned: &'p Ownership,
+    id: OperationId,
+    intent: Intent,
+    runs: Runs,
+    /// Whether every frame of the runs changes, so that nobody needs to look which do.
+    changes_all: bool,
+    /// Cleared by `finish` and `cancel`; what is left to `drop` is an operation whose mapping panicked.
+    open: bool,
+}
+
+/// How an operation began.
+pub(crate) enum Begun<'p> {
+    /// The frames are marked.
+    Open(OpenOperation<'p>),
+    /// Every frame is already as asked, and known to be: nothing to do.
+    AlreadySo,
+}
+
+/// What became of the frames of an operation: each is in exactly one place.
+#[derive(Default)]
+pub(crate) struct Partition {
+    pub(crate) done: RunSet,
+    pub(crate) lost: Vec<Lost>,
+    /// The owner released them meanwhile.
+    pub(crate) released: RunSet,
+}
+
+impl<'p> OpenOperation<'p> {
+    /// Step 1. `runs` are the owner's frames, in guest order.
+    pub(crate) fn begin(pool: &'p Inner, owned: &'p Ownership, runs: Runs, intent: Intent) -> Result<Begun<'p>, Blocked> {
+        let pieces = pieces_of(pool, &runs);
+        let mut locked = pool.records.lock(&pieces);
+        let purpose = if intent == Intent::Detach { Purpose::Use } else { Purpose::Change };
+        pool.unobstructed(owned, &pieces, &mut locked, purpose)?;
+        let changes = target(intent).map(|target| how_much(&pieces, |piece| locked.gib(piece.record).to_change(piece.span, target)));
+        if changes == Some(ToChange::Nothing) {
+            return Ok(Begun::AlreadySo);
+        }
+        let Some(first) = pieces.first() else { return Ok(Begun::AlreadySo) };
+        let id = locked.gib(first.record).next_operation(first.record as u64);
+        for (nth, piece) in pieces.iter().enumerate() {
+            if locked.gib(piece.record).begin(piece.span, id, intent).is_err() {
+                pieces[..nth].iter().for_each(|piece| locked.gib(piece.record).cancel(id, piece.span));
+                return Err(Refused::NoMemory.into());
+            }
+        }
+        let guarded = pieces.iter().any(|piece| locked.gib(piece.record).is_guarded(piece.span));
+        drop(locked);
+        let changes_all = changes.is_none_or(|changes| changes == ToChange::Everything);
+        let mut open = Self { pool, owned, id, intent, runs, changes_all, open: true };
+        if guarded && !pool.drained(&pieces) {
+            open.cancel();
+            return Err(Blocked::Busy { after: pool.policy.busy_after });
+        }
+        Ok(Begun::Open(open))
+    }
+
+    /// Takes over frames that the caller has marked itself.
+    pub(crate) fn adopt(pool: &'p Inner, owned: &'p Ownership, id: OperationId, runs: Runs, intent: Intent) -> Self {
+        Self { pool, owned, id, intent, runs, changes_all: true, open: true }
+    }
+
+    pub(crate) fn id(&self) -> OperationId {
+        self.id
+    }
+
+    /// Step 2. On refusal the marks are cleared.
+    pub(crate) fn prepare(&mut self, mappings: &Mappings) -> Result<(), Blocked> {
+        for run in 0..self.runs.len() {
+            let op = self.describe(self.runs[run]);
+            for attached in mappings.iter().filter(|attached| !attached.retired || self.intent == Intent::Reclaim) {
+                if let Err(refusal) = attached.mapping.prepare(&op) {
+                    self.cancel();
+                    return Err(refused_by(&attached.name, refusal));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Step 3: mapping by mapping, each for what all before it proved.
+    pub(crate) fn invalidate(&self, mappings: &Mappings, losses: &mut Losses) {
+        for attached in mappings.iter().filter(|attached| !attached.retired || self.intent == Intent::Reclaim) {
+            let asked = Asked { name: &attached.name, policy: &self.pool.policy.retry };
+            self.for_each_change(|op, part| losses.ask(&asked, part, |frames| attached.mapping.invalidate(op, frames)));
+        }
+    }
+
+    /// Step 3, its end: what is about to become shared is zeroed, unless the owner keeps contents.
+    pub(crate) fn scrub(&self, losses: &mut Losses) {
+        if self.intent == Intent::Share && self.owned.contents == Contents::Zero {
+            let asked = Asked { name: "backing", policy: &self.pool.policy.retry };
+            self.for_each_change(|op, part| losses.ask(&asked, part, |frames| self.pool.backing.scrub(op, frames)));
+        }
+    }
+
+    /// Step 4: what was proven is flipped, what was not is withdrawn. Returns what became of every frame.
+    pub(crate) fn finish(mut self, losses: Losses) -> Partition {
+        self.open = false;
+        let mut partition = Partition::default();
+        let pool = self.pool;
+        for piece in pieces_of(pool, &self.runs) {
+            let mut gib = pool.records.record(piece.record).lock();
+            if target(self.intent).is_some() {
+                gib.demote(piece.span);
+            }
+            for (part, loss) in losses.cut(piece) {
+                let ending = loss.map_or(Ending::Proven, |loss| ending(&loss.verdict));
+                for (span, ended) in gib.finish(self.id, part.span, ending) {
+                    let frames = span.in_gib_of(piece.frames.start());
+                    match (ended, loss) {
+                        (Ended::Done, _) => {
+                            if self.intent == Intent::Reclaim {
+                                // Under the same lock as the frames' last mark: free in the same instant.
+                                placement::put(&pool.records, frames);
+                                self.owned.remove_released(frames);
+                            }
+                            partition.done.insert(frames);
+                        }
+                        (Ended::Released, _) => partition.released.insert(frames),
+                        (Ended::Lost, Some(loss)) => {
+                            let gone = gib.tenants(span).any(|(_, tenant)| tenant.released);
+                            let intent = if gone { Intent::Reclaim } else { self.intent };
+                            partition.lost.push(pool.withdraw(self.owned, intent, frames, &loss.verdict, &loss.cause));
+                        }
+                        // Another mark came first, and the registry knows its reason.
+                        (Ended::Lost | Ended::TooLate | Ended::Withdrawn(_), _) => {
+                            partition.lost.extend(pool.receipts(frames));
+                        }
+                    }
+                }
+            }
+        }
+        pool.tell_backing(&partition.lost);
+        partition
+    }
+
+    /// The operation is over before it began: the marks go, and nothing has happened.
+    pub(crate) fn cancel(&mut self) {
+        self.open = false;
+        for piece in pieces_of(self.pool, &self.runs) {
+            self.pool.records.record(piece.record).lock().cancel(self.id, piece.span);
+        }
+    }
+
+    /// Leaves `frames` out from now on: their marks go, and nothing has happened to them.
+    pub(crate) fn set_aside(&mut self, frames: PfnRange) {
+        for piece in self.pool.records.pieces(frames) {
+            self.pool.records.record(piece.record).lock().cancel(self.id, piece.span);
+        }
+        let runs = std::mem::take(&mut self.runs);
+        let rest = |run: Extent| run.frames.subtract(frames).into_iter().flatten().filter_map(move |part| run.clipped(part));
+        self.runs = runs.into_iter().flat_map(rest).collect();
+    }
+
+    pub(crate) fn runs(&self) -> &[Extent] {
+        &self.runs
+    }
+
+    pub(crate) fn owned(&self) -> &'p Ownership {
+        self.owned
+    }
+
+    /// The operation on one run, as mappings and the backing are told.
+    pub(crate) fn describe(&self, run: Extent) -> Operation {
+        Operation {
+            id: self.id,
+            intent: self.intent,
+            contents: if self.intent == Intent::Reclaim { Contents::Zero } else { self.owned.contents },
+            allocation: self.owned.id,
+            frames: run.frames,
+            guest_offset: run.offset,
+        }
+    }
+
+    /// Runs `each` on every maximal part of the runs that this operation changes. The marks keep the parts as they are, so
+    /// the lock is held only to find each.
+    fn for_each_change(&self, mut each: impl FnMut(&Operation, PfnRange)) {
+        for run in &self.runs {
+            let op = self.describe(*run);
+            match target(self.intent).filter(|_| !self.changes_all) {
+                None => each(&op, run.frames),
+                Some(target) => {
+                    let mut rest = Some(run.frames);
+                    while let Some(part) = rest.and_then(|rest| self.pool.next_to_change(rest, target)) {
+                        each(&op, part);
+                        rest = PfnRange::new(part.end(), run.frames.end()).ok();
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for OpenOperation<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            let mut losses = Losses::default();
+            let cause = Cause::new("operation", 0, "a mapping panicked");
+            for run in &self.runs {
+                losses.add(run.frames, Verdict::Retry { after: Duration::ZERO }, cause.clone());
+            }
+            let runs = std::mem::take(&mut self.runs);
+            Self { runs, ..*self }.finish(losses);
+            self.open = false;
+        }
+    }
+}
+
+impl Inner {
+    /// The frames of `runs` that are not `target` yet, first maximal part, joined across GiBs.
+    fn next_to_change(&self, range: PfnRange, target: Shareability) -> Option<PfnRange> {
+        let mut found: Option<PfnRange> = None;
+        for piece in self.records.pieces(range) {
+            let span = self.records.record(piece.record).lock().next_to_change(piece.span, target);
+            let part = span.map(|span| span.in_gib_of(piece.frames.start()));
+            match (found, part) {
+                (None, Some(part)) => found = Some(part),
+                (Some(before), Some(part)) if before.end() == part.start() => found = Some(before.hull(part)),
+                (Some(_), _) => return found,
+                (None, None) => {}
+            }
+            if found.is_some_and(|found| found.end() < piece.frames.end()) {
+                return found;
+            }
+        }
+        found
+    }
+
+    /// Whether nothing stands in the way of `purpose` on the pieces; else the most fundamental obstacle, and of several of
+    /// that kind the one at the lowest offset.
+    pub(crate) fn unobstructed(
+        &self,
+        owned: &Ownership,
+        pieces: &[Piece],
+        locked: &mut Locked<'_>,
+        purpose: Purpose,
+    ) -> Result<(), Blocked> {
+        let obstacles = pieces.iter().filter_map(|piece| {
+            let obstacle = locked.gib(piece.record).obstacle(piece.span, owned.id, purpose)?;
+            Some((obstacle.rank(), *piece, obstacle))
+        });
+        match obstacles.min_by_key(|(rank, ..)| *rank) {
+            Some((_, piece, obstacle)) => Err(self.blocked_by(owned, piece, obstacle)),
+            None => Ok(()),
+        }
+    }
+
+    /// What an obstacle means to the caller of a verb.
+    pub(crate) fn blocked_by(&self, owned: &Ownership, piece: Piece, obstacle: Obstacle) -> Blocked {
+        let at = obstacle.at().in_gib_of(piece.frames.start());
+        let (offset, frames) = (owned.offset_of(at), at.frames());
+        match obstacle {
+            Obstacle::NotOwner { .. } => Refused::NotOwner { offset }.into(),
+            Obstacle::Released { .. } => Refused::Released { offset }.into(),
+            Obstacle::Withdrawn { state: Withdrawal::Poisoned, .. } => Refused::Poisoned { offset, frames }.into(),
+            Obstacle::Withdrawn { state, .. } => Refused::Withdrawn { offset, frames, state }.into(),
+            Obstacle::Held { holder, .. } => Blocked::Held { holder, offset },
+            Obstacle::Converting { .. } => Blocked::Busy { after: self.policy.busy_after },
+        }
+    }
+}
+
+/// The shareability that an intent leads to.
+pub(crate) const fn target(intent: Intent) -> Option<Shareability> {
+    match intent {
+        Intent::Share => Some(Shareability::Shared),
+        Intent::Unshare => Some(Shareability::Private),
+        Intent::Reclaim | Intent::Detach | Intent::Resize => None,
+    }
+}
+
+pub(crate) fn pieces_of(pool: &Inner, runs: &[Extent]) -> Pieces {
+    runs.iter().flat_map(|run| pool.records.pieces(run.frames)).collect()
+}
+
+pub(crate) fn refused_by(name: &str, refusal: Refusal) -> Blocked {
+    match refusal {
+        Refusal::Busy { after } => Blocked::Busy { after },
+        refusal => Refused::Mapping { mapping: name.to_owned(), refusal }.into(),
+    }
+}
+
+fn how_much(pieces: &[Piece], to_change: impl FnMut(&Piece) -> ToChange) -> ToChange {
+    let mut each = pieces.iter().map(to_change);
+    let first = each.next().unwrap_or(ToChange::Nothing);
+    if each.all(|other| other == first) { first } else { ToChange::Part }
+}
+
+pub(crate) const fn ending(verdict: &Verdict) -> Ending {
+    match verdict {
+        Verdict::Never => Ending::Fail,
+        Verdict::Retry { .. } | Verdict::Held { .. } => Ending::Quarantine,
+    }
+}
+
+/// Parts of a piece with what happened to them.
+pub(crate) type Cut<'l> = SmallVec<[(Piece, Option<&'l crate::asking::Loss>); 2]>;

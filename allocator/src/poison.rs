@@ -1,0 +1,171 @@
+//! Poison, and the two recorded events that end what is otherwise for ever.
+//!
+//! Poison comes from the hardware, at any moment and to any frame; it is recorded beside whatever else is true of the frame.
+//! Failed ends only with a platform reset, poisoned only with replaced hardware, each on evidence and with no live allocation
+//! (invariant I3); neither touches another mark (invariant I4).
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use pageless_metadata::{PfnRange, RunSet, Span, Withdrawal};
+
+use crate::journal::EventKind;
+use crate::mapping::Cause;
+use crate::placement;
+use crate::pool::{Inner, Pool};
+use crate::record::Piece;
+use crate::withdrawal::{Entry, Withdrawn};
+
+/// Why a reset or a replacement was not recorded. Nothing has changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LiftRefused {
+    /// No evidence was given.
+    #[error("no evidence was given; say what shows that {what} took place")]
+    NoEvidence {
+        /// What is claimed.
+        what: &'static str,
+    },
+    /// Allocations are live: with guests running the event cannot have taken place.
+    #[error("{live} allocations are live; {what} cannot have taken place while guests run")]
+    Live {
+        /// How many.
+        live: usize,
+        /// What is claimed.
+        what: &'static str,
+    },
+    /// The range has frames that are not the pool's.
+    #[error("{frames} reaches beyond the pool's frames")]
+    Outside {
+        /// The range that was given.
+        frames: PfnRange,
+    },
+}
+
+const RESET: &str = "a platform reset";
+const REPLACEMENT: &str = "a replacement of the hardware";
+
+impl Pool {
+    /// The hardware reported an uncorrectable error in `frames`: they are never handed out again. Accepted in any state.
+    ///
+    /// Returns the frames of the range that the pool has and that were not poisoned before.
+    pub fn poison(&self, frames: PfnRange, cause: Cause) -> RunSet {
+        let fresh: RunSet = self.0.records.pieces(frames).flat_map(|piece| self.0.poison_piece(piece, &cause)).collect();
+        for run in &fresh {
+            self.0.backing.keep_shut(run);
+            tracing::error!(frames = %run, %cause, "frames poisoned");
+        }
+        fresh
+    }
+
+    /// Records a platform reset and lifts every failed mark. The frames are released then, and free once `reclaim` has proven
+    /// them. Refused without evidence, and while any allocation is live.
+    pub fn platform_reset(&self, evidence: &str) -> Result<RunSet, LiftRefused> {
+        self.0.check_lift(evidence, RESET)?;
+        let failed = self.0.registry.lock().frames(Withdrawal::Failed);
+        let kind = || EventKind::PlatformReset { evidence: evidence.into() };
+        failed.into_iter().flat_map(|run| self.0.records.pieces(run)).for_each(|piece| self.0.lift(piece, Withdrawal::Failed, &kind));
+        Ok(failed)
+    }
+
+    /// Records that the memory behind `frames` was replaced while the host was off, and lifts their poisoned mark. Refused
+    /// without evidence, while any allocation is live, and for frames that are not the pool's.
+    ///
+    /// Returns the frames that were poisoned. Those that nobody had are free; the others are as their other marks say.
+    pub fn hardware_replaced(&self, frames: PfnRange, evidence: &str) -> Result<RunSet, LiftRefused> {
+        self.0.check_lift(evidence, REPLACEMENT)?;
+        let pieces: Vec<Piece> = self.0.records.pieces(frames).collect();
+        if pieces.iter().map(|piece| piece.frames.frames()).sum::<u64>() != frames.frames() {
+            return Err(LiftRefused::Outside { frames });
+        }
+        let poisoned: RunSet = self.0.registry.lock().frames(Withdrawal::Poisoned).clipped(frames).collect();
+        let kind = || EventKind::HardwareReplaced { evidence: evidence.into() };
+        poisoned.into_iter().flat_map(|run| self.0.records.pieces(run)).for_each(|piece| self.0.lift(piece, Withdrawal::Poisoned, &kind));
+        Ok(poisoned)
+    }
+}
+
+impl Inner {
+    fn poison_piece(&self, piece: Piece, cause: &Cause) -> Vec<PfnRange> {
+        let mut gib = self.records.record(piece.record).lock();
+        let fresh = gib.unpoisoned_runs(piece.span);
+        gib.poison(piece.span);
+        for span in &fresh {
+            for (part, tenant) in parts_by_tenant(&gib, *span) {
+                let frames = part.in_gib_of(piece.frames.start());
+                if tenant.is_none() {
+                    self.take_out(frames);
+                }
+                let owned = tenant.and_then(|tenant| self.owners.lock().get(&tenant.allocation).cloned());
+                let told = Withdrawn {
+                    frames,
+                    state: Withdrawal::Poisoned,
+                    intent: None,
+                    cause: cause.clone(),
+                    allocation: owned.as_ref().map(|owned| owned.id),
+                    owner: owned.as_ref().map(|owned| Arc::clone(&owned.owner)),
+                    offset: owned.as_ref().map_or(0, |owned| owned.offset_of(frames)),
+                    holder: None,
+                    since: SystemTime::now(),
+                    attempts: 0,
+                };
+                self.registry.lock().insert(Entry { told, due: Instant::now(), asking: false });
+                let kind = EventKind::Withdrawn { state: Withdrawal::Poisoned, cause: cause.clone() };
+                self.journal.write(frames, owned.map(|owned| owned.id), kind);
+            }
+        }
+        fresh.into_iter().map(|span| span.in_gib_of(piece.frames.start())).collect()
+    }
+
+    /// Takes free frames out of the frame layer. One that somebody has just taken will be found poisoned before it is
+    /// assigned.
+    fn take_out(&self, frames: PfnRange) {
+        let Some(node) = self.records.node_of(frames.start()) else { return };
+        if node.frames.take_at(frames).is_err() {
+            // Which of them are free is a race with allocating threads; either they get a frame out, or this does.
+            frames.iter().for_each(|pfn| drop(node.frames.take_at(PfnRange::single(pfn))));
+        }
+    }
+
+    fn check_lift(&self, evidence: &str, what: &'static str) -> Result<(), LiftRefused> {
+        if evidence.trim().is_empty() {
+            return Err(LiftRefused::NoEvidence { what });
+        }
+        match self.owners.lock().values().filter(|owned| owned.is_live()).count() {
+            0 => Ok(()),
+            live => Err(LiftRefused::Live { live, what }),
+        }
+    }
+
+    /// Lifts one kind of mark from a piece. Frames that nobody has and that bear no other mark are free.
+    fn lift(&self, piece: Piece, state: Withdrawal, kind: &dyn Fn() -> EventKind) {
+        let mut gib = self.records.record(piece.record).lock();
+        if state == Withdrawal::Failed { gib.lift_failed(piece.span) } else { gib.lift_poisoned(piece.span) };
+        for entry in self.registry.lock().take(piece.frames, state) {
+            if entry.told.state != state {
+                // Quarantined and failed runs share a table; a quarantine is not lifted by a reset.
+                self.registry.lock().insert(entry);
+            }
+        }
+        for span in gib.sound_runs(piece.span) {
+            self.backing.lift(span.in_gib_of(piece.frames.start()));
+            for (part, tenant) in parts_by_tenant(&gib, span) {
+                if tenant.is_none() {
+                    placement::put(&self.records, part.in_gib_of(piece.frames.start()));
+                }
+            }
+        }
+        self.journal.write(piece.frames, None, kind());
+    }
+}
+
+/// Cuts a span into parts with one tenant, or none, each.
+fn parts_by_tenant(gib: &pageless_metadata::Gib, span: Span) -> Vec<(Span, Option<pageless_metadata::Tenant>)> {
+    let (mut parts, mut at) = (Vec::new(), span.start());
+    for (part, tenant) in gib.tenants(span) {
+        parts.extend(Span::new(at, part.start()).map(|gap| (gap, None)));
+        parts.push((part, Some(tenant)));
+        at = part.end();
+    }
+    parts.extend(Span::new(at, span.end()).map(|gap| (gap, None)));
+    parts
+}

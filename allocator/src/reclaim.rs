@@ -1,0 +1,215 @@
+//! Reclaim: proving released frames unreachable, and only then freeing them (invariant I2).
+//!
+//! A pass takes every released run that nothing stands in the way of, asks every mapping that was ever attached, and last the
+//! backing, which proves whole granules: one frame where it can, a huge page or a segment where the kernel proves only that
+//! much. A granule is proven when all of it is released or free; until then its frames wait, released. Quarantined runs that
+//! are due are asked about again in the same pass.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pageless_metadata::{HolderId, Intent, Obstacle, PfnRange, RunSet};
+
+use crate::asking::Losses;
+use crate::extents::{Extent, Runs};
+use crate::granule;
+use crate::journal::EventKind;
+use crate::operation::{OpenOperation, Partition};
+use crate::outcome::Blocked;
+use crate::ownership::Ownership;
+use crate::pool::{Inner, Pool};
+use crate::recall::{Recall, guarded};
+use crate::withdrawal::{Entry, Lost};
+
+/// What a pass of `reclaim` or `retry` did. Every released frame that it looked at is in exactly one of `freed`, `lost`,
+/// `waiting` and `withdrawn`.
+#[derive(PartialEq, Eq, Debug, Default)]
+pub struct Reclaimed {
+    /// Proven unreachable, and free again.
+    pub freed: RunSet,
+    /// Quarantined frames of live owners that were proven now: their conversion is complete.
+    pub recovered: RunSet,
+    /// Withdrawn in this pass.
+    pub lost: Vec<Lost>,
+    /// Still released, and sound.
+    pub waiting: Vec<Waiting>,
+    /// Still withdrawn from before.
+    pub withdrawn: RunSet,
+}
+
+/// Released frames that could not be freed in this pass.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Waiting {
+    /// The frames.
+    pub frames: PfnRange,
+    /// What they wait for.
+    pub why: WaitingFor,
+}
+
+/// What released frames wait for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum WaitingFor {
+    /// Somebody holds them.
+    Holder(HolderId),
+    /// An operation is under way on them, or a map guard is out.
+    Operation,
+    /// A mapping refused to prepare.
+    Mapping {
+        /// Why the pass was blocked.
+        why: Blocked,
+    },
+    /// The backing proves them only together with frames that somebody still has, or that are withdrawn.
+    Granule {
+        /// All frames that must be proven together.
+        granule: PfnRange,
+    },
+}
+
+/// Which quarantined runs a pass asks about again.
+#[derive(Clone, Copy)]
+enum Scope {
+    /// Those that are due, and have attempts left.
+    Due,
+    /// Those that overlap these frames, due or not.
+    Asked(PfnRange),
+}
+
+impl Pool {
+    /// Frees every released frame that can be proven unreachable now, and asks again about quarantined runs that are due.
+    pub fn reclaim(&self) -> Reclaimed {
+        self.0.pass(Scope::Due)
+    }
+
+    /// The same, and asks about all quarantined runs that overlap `frames`, whatever the retry policy says.
+    pub fn retry(&self, frames: PfnRange) -> Reclaimed {
+        self.0.pass(Scope::Asked(frames))
+    }
+}
+
+impl Inner {
+    fn pass(&self, scope: Scope) -> Reclaimed {
+        let mut told = Reclaimed::default();
+        let now = Instant::now();
+        let wanted = |entry: &Entry| match scope {
+            Scope::Due => entry.due <= now && entry.told.attempts < self.policy.retry.later,
+            Scope::Asked(frames) => entry.told.frames.overlaps(frames),
+        };
+        let (reclaims, conversions): (Vec<Recall>, Vec<Recall>) =
+            self.recall(wanted).into_iter().partition(|recall| recall.intent() == Intent::Reclaim);
+        let mut recovered = Partition::default();
+        conversions.iter().for_each(|recall| self.end_recall(recall, &mut recovered));
+        told.recovered = recovered.done;
+        told.lost.extend(recovered.lost);
+
+        let owners: Vec<Arc<Ownership>> = self.releasing.lock().values().cloned().collect();
+        let asked: RunSet = reclaims.iter().map(|recall| recall.op.frames).collect();
+        let operations = owners.iter().filter_map(|owned| self.ask_owner(owned, &asked, &mut told)).collect();
+        self.prove_granules(operations, reclaims, &mut told);
+        owners.iter().for_each(|owned| self.forget_if_empty(owned));
+        told
+    }
+
+    /// Marks what can be reclaimed of an owner's released frames, and asks its mappings.
+    fn ask_owner<'p>(&'p self, owned: &'p Ownership, asked: &RunSet, told: &mut Reclaimed) -> Option<(OpenOperation<'p>, Losses)> {
+        let mut operation = self.mark_released(owned, asked, told)?;
+        let frames: Vec<PfnRange> = operation.runs().iter().map(|run| run.frames).collect();
+        let waits = |why: &dyn Fn() -> WaitingFor| frames.iter().map(|run| Waiting { frames: *run, why: why() }).collect::<Vec<_>>();
+        if !self.drained(&crate::operation::pieces_of(self, operation.runs())) {
+            operation.cancel();
+            told.waiting.extend(waits(&|| WaitingFor::Operation));
+            return None;
+        }
+        let (mappings, mut losses, mut refused) = (owned.mappings.load_full(), Losses::default(), None);
+        let ask = || {
+            match operation.prepare(&mappings) {
+                Ok(()) => operation.invalidate(&mappings, &mut losses),
+                Err(blocked) => refused = Some(blocked),
+            }
+            Ok(())
+        };
+        let panicked = guarded("mapping", ask).err();
+        if let Some(blocked) = refused {
+            told.waiting.extend(waits(&|| WaitingFor::Mapping { why: blocked.clone() }));
+            return None;
+        }
+        if let Some(cause) = panicked {
+            frames.iter().for_each(|run| self.lose_rest(&mut losses, *run, &cause));
+        }
+        Some((operation, losses))
+    }
+
+    /// Begins one operation on all released frames of an owner that nothing stands in the way of.
+    fn mark_released<'p>(&'p self, owned: &'p Ownership, asked: &RunSet, told: &mut Reclaimed) -> Option<OpenOperation<'p>> {
+        let released = owned.released.lock().clone();
+        let (mut id, mut runs) = (None, Runs::new());
+        for (extent, piece) in released.iter().flat_map(|extent| self.records.pieces(extent.frames).map(move |piece| (extent, piece))) {
+            let mut gib = self.records.record(piece.record).lock();
+            for (span, obstacle) in gib.reclaimable(piece.span, owned.id) {
+                let frames = span.in_gib_of(piece.frames.start());
+                let why = match obstacle {
+                    None => {
+                        let id = *id.get_or_insert_with(|| gib.next_operation(piece.record as u64));
+                        // A reclaim reserves nothing, so it cannot be out of memory; if it ever is, the frames stay released.
+                        if gib.begin(span, id, Intent::Reclaim).is_ok() {
+                            push_joined(&mut runs, extent.clipped(frames));
+                        }
+                        continue;
+                    }
+                    Some(Obstacle::Withdrawn { .. }) => {
+                        told.withdrawn.extend(RunSet::from(frames).difference(asked).into_iter());
+                        continue;
+                    }
+                    Some(Obstacle::Held { holder, .. }) => WaitingFor::Holder(holder),
+                    Some(_) => WaitingFor::Operation,
+                };
+                told.waiting.push(Waiting { frames, why });
+            }
+        }
+        id.map(|id| OpenOperation::adopt(self, owned, id, runs, Intent::Reclaim))
+    }
+
+    /// Asks the backing about everything that the mappings proved, granule by granule, and frees what it proves too.
+    fn prove_granules<'p>(&'p self, mut open: Vec<(OpenOperation<'p>, Losses)>, mut recalls: Vec<Recall>, told: &mut Reclaimed) {
+        if self.backing.proof().granule_frames <= 1 {
+            granule::prove_frames(self, &mut open, &mut recalls);
+        } else {
+            granule::prove_whole(self, &mut open, &mut recalls, told);
+        }
+        for (operation, losses) in open {
+            let id = operation.owned().id;
+            let ended = operation.finish(losses);
+            ended.done.into_iter().for_each(|run| self.journal.write(run, Some(id), EventKind::Reclaimed));
+            told.freed.extend(ended.done.into_iter());
+            told.lost.extend(ended.lost);
+        }
+        for recall in &recalls {
+            let mut ended = Partition::default();
+            self.end_recall(recall, &mut ended);
+            told.freed.extend(ended.released.into_iter());
+            let still = RunSet::from(recall.op.frames).difference(&ended.released);
+            let lost: RunSet = ended.lost.iter().map(Lost::frames).collect();
+            told.withdrawn.extend(still.difference(&lost).into_iter());
+            told.lost.extend(ended.lost);
+        }
+    }
+
+    /// An owner whose last released frame is free need not be remembered.
+    fn forget_if_empty(&self, owned: &Ownership) {
+        let mut releasing = self.releasing.lock();
+        if owned.released.lock().is_empty() {
+            releasing.remove(&owned.id);
+            if !owned.is_live() {
+                self.owners.lock().remove(&owned.id);
+            }
+        }
+    }
+}
+
+/// Adds a run; one that continues the last is joined to it.
+fn push_joined(runs: &mut Runs, run: Option<Extent>) {
+    let Some(run) = run else { return };
+    match runs.last_mut() {
+        Some(last) if last.frames.end() == run.frames.start() && last.end() == run.offset => last.frames = last.frames.hull(run.frames),
+        _ => runs.push(run),
+    }
+}

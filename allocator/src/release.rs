@@ -1,0 +1,112 @@
+//! Giving frames up. Released is not free: only `reclaim`, with every mapping's proof, makes it so.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use pageless_metadata::{Gib, PfnRange, Purpose, RunSet};
+
+use crate::allocation::Allocation;
+use crate::extents::Extent;
+use crate::journal::EventKind;
+use crate::operation::pieces_of;
+use crate::outcome::Blocked;
+use crate::ownership::Ownership;
+use crate::pool::Inner;
+use crate::record::Piece;
+
+/// A release that was refused: the allocation comes back, unchanged.
+#[derive(Debug, thiserror::Error)]
+#[error("{allocation:?} was not released: {why}")]
+pub struct ReleaseRefused {
+    /// The allocation, still whole.
+    pub allocation: Allocation,
+    /// Why.
+    pub why: Blocked,
+}
+
+impl Allocation {
+    /// Gives everything up. Accepted also while operations are under way: their flips then do nothing for these frames.
+    /// Refused while somebody holds a frame.
+    ///
+    /// Returns the frames that are released now; what was released before is not among them.
+    pub fn release(self) -> Result<RunSet, Box<ReleaseRefused>> {
+        let extents = self.extents();
+        let pieces = pieces_of(&self.pool, &extents);
+        let mut locked = self.pool.records.lock(&pieces);
+        let held = pieces.iter().find_map(|piece| {
+            let (at, holder) = locked.gib(piece.record).holder(piece.span)?;
+            Some((at.in_gib_of(piece.frames.start()), holder))
+        });
+        if let Some((at, holder)) = held {
+            drop(locked);
+            let offset = self.owned.offset_of(at);
+            return Err(Box::new(ReleaseRefused { allocation: self, why: Blocked::Held { holder, offset } }));
+        }
+        let released = if self.owned.end() {
+            pieces.iter().flat_map(|piece| self.pool.release_piece(&self.owned, locked.gib(piece.record), *piece)).collect()
+        } else {
+            RunSet::new()
+        };
+        drop(locked);
+        self.pool.enqueue(&self.owned);
+        Ok(released)
+    }
+
+    /// Gives a part up, as a balloon does: `range` is in bytes, aligned to 4 KiB. Offsets keep their meaning; the part can
+    /// never be used again. All or nothing: refused while a frame of it converts, is held, is withdrawn, or was released
+    /// before.
+    pub fn release_range(&self, range: Range<u64>) -> Result<RunSet, Blocked> {
+        let runs = self.runs(&range)?;
+        let pieces = pieces_of(&self.pool, &runs);
+        let mut locked = self.pool.records.lock(&pieces);
+        self.pool.unobstructed(&self.owned, &pieces, &mut locked, Purpose::Change)?;
+        let released = pieces.iter().flat_map(|piece| self.pool.release_piece(&self.owned, locked.gib(piece.record), *piece)).collect();
+        drop(locked);
+        self.pool.enqueue(&self.owned);
+        Ok(released)
+    }
+}
+
+impl Drop for Allocation {
+    /// Releases everything, also what somebody holds: a hold then keeps it from being reclaimed.
+    fn drop(&mut self) {
+        self.pool.release_all(&self.owned);
+    }
+}
+
+impl Inner {
+    /// Releases every frame that the owner still has; false when it was gone already.
+    pub(crate) fn release_all(&self, owned: &Arc<Ownership>) -> bool {
+        if !owned.end() {
+            return false;
+        }
+        for piece in pieces_of(self, &owned.extents.with(<[Extent]>::to_vec)) {
+            let mut gib = self.records.record(piece.record).lock();
+            self.release_piece(owned, &mut gib, piece);
+        }
+        self.enqueue(owned);
+        true
+    }
+
+    /// Marks what the owner has of a piece as released, with the piece's GiB locked, and returns those runs.
+    pub(crate) fn release_piece(&self, owned: &Ownership, gib: &mut Gib, piece: Piece) -> Vec<PfnRange> {
+        let spans = gib.release(piece.span, owned.id);
+        if gib.is_withdrawn(piece.span) {
+            // Nobody wants the conversion any more: a later proof can only free the frames.
+            let mut registry = self.registry.lock();
+            spans.iter().for_each(|span| registry.give_up(span.in_gib_of(piece.frames.start())));
+        }
+        let runs: Vec<PfnRange> = spans.iter().map(|span| span.in_gib_of(piece.frames.start())).collect();
+        for run in &runs {
+            let offset = owned.extents.find(run.start()).map_or(0, |extent| extent.offset_of(run.start()));
+            owned.add_released(Extent { offset, frames: *run });
+            self.journal.write(*run, Some(owned.id), EventKind::Released);
+        }
+        runs
+    }
+
+    /// Lets `reclaim` know that the owner has released frames.
+    pub(crate) fn enqueue(&self, owned: &Arc<Ownership>) {
+        self.releasing.lock().insert(owned.id, Arc::clone(owned));
+    }
+}
