@@ -8,8 +8,9 @@ use roaring::RoaringBitmap;
 use crate::leaves::{Flat, Leaves};
 use crate::span::{GIB_FRAMES, Span};
 
-/// The most metadata that one GiB's plane may have on the heap at any step, in bytes.
-pub const PLANE_BYTES_MAX: usize = 40 * 1024;
+/// The most that one plane of a GiB has on the heap at any step, in bytes. With the 128-byte record of the GiB, and as much
+/// again for what hangs on it, that is 40 KiB per GiB, or 40 MiB per TiB.
+pub const PLANE_BYTES_MAX: usize = 40 * 1024 - 256;
 /// The largest bitmap that goes to rest, in heap bytes: what the bound leaves beside the leaves it is opened into.
 pub(crate) const REST_BYTES_MAX: usize = PLANE_BYTES_MAX - Leaves::MAX_BYTES;
 
@@ -18,7 +19,7 @@ const CONTAINER_FRAMES: u32 = 1 << 16;
 /// Bytes of all bits of a container, and of a container in its bitmap form.
 const CONTAINER_BYTES: usize = CONTAINER_FRAMES as usize / 8;
 /// Bytes of roaring's entry for a container (0.12, 64 bits). Its type is private; the bounded-footprint test measures it.
-const ENTRY_BYTES: usize = 32;
+const ENTRY_BYTES: usize = 40;
 
 /// The heap bytes of [`packed`] for these frames, with the box it lies in.
 pub(crate) fn planned_bytes(flat: &Flat) -> usize {
