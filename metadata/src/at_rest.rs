@@ -55,6 +55,29 @@ pub(crate) fn packed(flat: &Flat) -> RoaringBitmap {
     all.clone()
 }
 
+/// The frames, one bit each.
+pub(crate) fn flat(frames: &RoaringBitmap) -> Flat {
+    /// Up to here single frames are quicker than runs, which roaring searches for.
+    const FEW: u64 = 8192;
+    let mut flat = [0; GIB_FRAMES as usize / 8];
+    if frames.len() <= FEW {
+        frames.iter().for_each(|frame| flat[frame as usize / 8] |= 1 << (frame % 8));
+    } else {
+        runs(frames, Span::WHOLE).for_each(|run| fill(&mut flat, run));
+    }
+    flat
+}
+
+fn fill(flat: &mut Flat, run: Span) {
+    let (from, to) = (run.start().next_multiple_of(8).min(run.end()), (run.end() & !7).max(run.start()));
+    for frame in (run.start()..from).chain(to.max(from)..run.end()) {
+        flat[frame as usize / 8] |= 1 << (frame % 8);
+    }
+    if from < to {
+        flat[from as usize / 8..to as usize / 8].fill(u8::MAX);
+    }
+}
+
 /// The heap bytes behind a bitmap that has no capacity to spare, without its own.
 pub(crate) fn heap_bytes(exact: &RoaringBitmap) -> usize {
     let found = exact.statistics();

@@ -43,6 +43,15 @@ impl Leaves {
 
     /// The value that all bits of `span` have, unless both occur.
     pub(crate) fn same(&self, span: Span) -> Option<bool> {
+        let block = span.start() / BLOCK_FRAMES;
+        if (span.end() - 1) / BLOCK_FRAMES == block {
+            let (from, to) = within(span, block);
+            return match self.leaf(block) {
+                Some(_) if span.frames() == BLOCK_FRAMES => None,
+                Some(leaf) => bits::same(leaf, from, to),
+                None => Some(bits::has(&self.full, block)),
+            };
+        }
         let first = self.contains(span.start());
         self.seek(span.start(), span.end(), !first).is_none().then_some(first)
     }
@@ -50,6 +59,14 @@ impl Leaves {
     /// Sets the bits of `span` to `value`, and counts those that had the other. Fails only where a block without a leaf
     /// becomes mixed; the blocks before it are then set.
     pub(crate) fn try_set(&mut self, span: Span, value: bool) -> Result<u32, NoMemory> {
+        let block = span.start() / BLOCK_FRAMES;
+        if (span.end() - 1) / BLOCK_FRAMES == block {
+            return if span.frames() < BLOCK_FRAMES {
+                self.edit(block, span, value)
+            } else {
+                Ok(self.fill(block, block + 1, value))
+            };
+        }
         let [head, tail] = span.partial_blocks();
         let mut changed = 0;
         for block in [head, tail].into_iter().flatten() {
@@ -98,6 +115,26 @@ impl Leaves {
             self.store = None;
         }
         trimmed || unused
+    }
+
+    /// The leaves with the bits of `flat`.
+    pub(crate) fn try_from_flat(flat: &Flat) -> Result<TryBox<Self>, NoMemory> {
+        let mut leaves = TryBox::new(Self::uniform(false))?;
+        for (block, bytes) in (0..).zip(flat.as_chunks::<64>().0) {
+            let mut leaf = [0; 8];
+            for (word, eight) in leaf.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                *word = u64::from_le_bytes(*eight);
+            }
+            let Some(value) = bits::same(&leaf, 0, BLOCK_FRAMES) else {
+                let store = opened(&mut leaves.store)?;
+                store.take(block)?;
+                store.leaf_mut(block).into_iter().for_each(|place| *place = leaf);
+                bits::fill(&mut leaves.mixed, block, block + 1, true);
+                continue;
+            };
+            bits::fill(&mut leaves.full, block, block + 1, value);
+        }
+        Ok(leaves)
     }
 
     /// All bits, written to `flat`.
@@ -187,9 +224,12 @@ impl Leaves {
             self.full[word] &= !mask;
             self.mixed[word] |= mask;
         }
-        let base = block * BLOCK_FRAMES;
-        let changed = bits::fill(leaf, span.start().saturating_sub(base), (span.end() - base).min(BLOCK_FRAMES), value);
-        if *leaf == [if value { u64::MAX } else { 0 }; 8] {
+        let (from, to) = within(span, block);
+        let changed = bits::fill(leaf, from, to, value);
+        // The first and the last word written say nearly always that the leaf is still mixed. Reading all eight at once
+        // right after writing one would wait for that write each time.
+        let all = if value { u64::MAX } else { 0 };
+        if leaf[from as usize / 64] == all && leaf[(to - 1) as usize / 64] == all && *leaf == [all; 8] {
             self.mixed[word] &= !mask;
             self.full[word] |= if value { mask } else { 0 };
             store.give_back(block);
@@ -225,6 +265,13 @@ impl Leaves {
             store.give_back(block);
         }
     }
+}
+
+/// The part of `span` that lies in `block`, which it touches, counted from the block's first frame.
+#[inline]
+fn within(span: Span, block: u32) -> (u32, u32) {
+    let base = block * BLOCK_FRAMES;
+    (span.start().saturating_sub(base), (span.end() - base).min(BLOCK_FRAMES))
 }
 
 /// The store, made when the first leaf is needed.
