@@ -34,6 +34,13 @@ pub(crate) fn any(bits: &Bits512, from: u32, to: u32) -> bool {
 /// Writes `value` to the bits `from..to`, and counts those that had the other value.
 #[inline]
 pub(crate) fn fill(bits: &mut Bits512, from: u32, to: u32, value: bool) -> u32 {
+    // One bit, the commonest case, needs no masks and no count of ones.
+    if to - from == 1 {
+        let (word, mask) = place(from);
+        let changed = (bits[word] & mask != 0) != value;
+        bits[word] ^= if changed { mask } else { 0 };
+        return u32::from(changed);
+    }
     let mut changed = 0;
     for (word, mask) in word_masks(from, to) {
         let old = bits[word];
@@ -47,6 +54,9 @@ pub(crate) fn fill(bits: &mut Bits512, from: u32, to: u32, value: bool) -> u32 {
 #[inline]
 pub(crate) fn same(bits: &Bits512, from: u32, to: u32) -> Option<bool> {
     let first = has(bits, from);
+    if to - from == 1 {
+        return Some(first);
+    }
     let all = if first { u64::MAX } else { 0 };
     word_masks(from, to).all(|(word, mask)| (bits[word] ^ all) & mask == 0).then_some(first)
 }

@@ -33,6 +33,7 @@ impl Leaves {
     }
 
     /// The bit of `frame`.
+    #[inline]
     pub(crate) fn contains(&self, frame: u32) -> bool {
         let block = frame / BLOCK_FRAMES;
         match self.leaf(block) {
@@ -58,14 +59,11 @@ impl Leaves {
 
     /// Sets the bits of `span` to `value`, and counts those that had the other. Fails only where a block without a leaf
     /// becomes mixed; the blocks before it are then set.
+    #[inline]
     pub(crate) fn try_set(&mut self, span: Span, value: bool) -> Result<u32, NoMemory> {
         let block = span.start() / BLOCK_FRAMES;
         if (span.end() - 1) / BLOCK_FRAMES == block {
-            return if span.frames() < BLOCK_FRAMES {
-                self.edit(block, span, value)
-            } else {
-                Ok(self.fill(block, block + 1, value))
-            };
+            return if span.frames() < BLOCK_FRAMES { self.edit(block, span, value) } else { Ok(self.fill_one(block, value)) };
         }
         let [head, tail] = span.partial_blocks();
         let mut changed = 0;
@@ -77,6 +75,7 @@ impl Leaves {
     }
 
     /// As [`Self::try_set`]; ends the process where that fails.
+    #[inline]
     pub(crate) fn set(&mut self, span: Span, value: bool) -> u32 {
         self.try_set(span, value).unwrap_or_else(|refused| refused.abort())
     }
@@ -176,6 +175,7 @@ impl Leaves {
     }
 
     /// The leaf of a mixed block.
+    #[inline]
     fn leaf(&self, block: u32) -> Option<&Leaf> {
         let store = self.store.as_ref().filter(|_| bits::has(&self.mixed, block))?;
         store.leaf(block)
@@ -237,6 +237,18 @@ impl Leaves {
         Ok(changed)
     }
 
+    /// Sets all frames of `block`: as [`Self::fill`], without its loop for the usual block that is uniform.
+    #[inline]
+    fn fill_one(&mut self, block: u32, value: bool) -> u32 {
+        let (word, mask) = bits::place(block);
+        if self.mixed[word] & mask != 0 {
+            return self.fill(block, block + 1, value);
+        }
+        let changed = (self.full[word] & mask != 0) != value;
+        self.full[word] ^= if changed { mask } else { 0 };
+        u32::from(changed) * BLOCK_FRAMES
+    }
+
     /// Sets all frames of the blocks `first..end`.
     fn fill(&mut self, first: u32, end: u32, value: bool) -> u32 {
         let mut changed = 0;
@@ -275,9 +287,15 @@ fn within(span: Span, block: u32) -> (u32, u32) {
 }
 
 /// The store, made when the first leaf is needed.
+#[inline]
 fn opened(store: &mut Option<TryBox<LeafStore>>) -> Result<&mut LeafStore, NoMemory> {
     match store {
         Some(store) => Ok(store),
-        none => Ok(none.insert(TryBox::new(LeafStore::new())?)),
+        none => Ok(none.insert(new_store()?)),
     }
+}
+
+#[cold]
+fn new_store() -> Result<TryBox<LeafStore>, NoMemory> {
+    TryBox::new(LeafStore::new())
 }
