@@ -1,6 +1,8 @@
 //! Facts about frames, and nothing else: no I/O, no threads, no locks.
 //!
 //! Read bottom-up: [`Pfn`] and [`Order`] are numbers, [`PfnRange`] is one run, [`RunSet`] several.
+//! [`Span`] counts within one GiB; a [`SharePlane`] says which frames of a GiB are shared, a [`SparsePlane`] which of them
+//! carry a rare mark. Below both lie leaves: one bit per frame, kept only where a 2 MiB block is mixed.
 #![forbid(unsafe_code)]
 
 mod at_rest;

@@ -302,6 +302,28 @@ fn a_reserved_set_allocates_nothing(dice: &mut Dice, prepare: impl Fn(&mut Share
     }
 }
 
+/// The reserved block becomes uniform again, as a part of the whole GiB or on its own, and any number of others then ask for
+/// leaves: whatever room the reservation left behind is gone, unless it is really kept.
+fn a_reservation_outlives_sets_that_make_its_blocks_uniform() {
+    for others in 0..512 {
+        let (mut plane, span) = (SharePlane::new(), Span::new(511, 513).unwrap());
+        plane.reserve(span).unwrap();
+        for part in [span, Span::WHOLE] {
+            plane.set(part, true);
+            plane.set(part, false);
+        }
+        (0..others).for_each(|nth| {
+            plane.set(Span::single((nth + 2) % 512 * 512 + 100), true);
+            plane.set(Span::single(100), false);
+        });
+        let calls = CALLS.load(Relaxed);
+        plane.set(span, true);
+        assert_eq!(CALLS.load(Relaxed), calls, "after sets of {others} other blocks");
+        plane.unreserve(span);
+        plane.check().unwrap();
+    }
+}
+
 fn a_refused_reservation_changes_nothing() {
     let preparations: [fn(&mut SharePlane); 4] = [
         |_| {},
@@ -386,6 +408,7 @@ fn planes_stay_bounded_counted_and_reserved() {
         comb(plane, 3, 100);
         plane.compact();
     });
+    a_reservation_outlives_sets_that_make_its_blocks_uniform();
     a_refused_reservation_changes_nothing();
     footprints_per_tib_are_within_their_bars();
 }
