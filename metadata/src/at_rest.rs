@@ -8,8 +8,9 @@ use roaring::RoaringBitmap;
 use crate::leaves::{Flat, Leaves};
 use crate::span::{GIB_FRAMES, Span};
 
-/// The most metadata that one GiB's plane may have on the heap at any step, in bytes.
-pub const PLANE_BYTES_MAX: usize = 40 * 1024;
+/// The most that one plane of a GiB has on the heap at any step, in bytes. With the 128-byte record of the GiB, and as much
+/// again for what hangs on it, that is 40 KiB per GiB, or 40 MiB per TiB.
+pub const PLANE_BYTES_MAX: usize = 40 * 1024 - 256;
 /// The largest bitmap that goes to rest, in heap bytes: what the bound leaves beside the leaves it is opened into.
 pub(crate) const REST_BYTES_MAX: usize = PLANE_BYTES_MAX - Leaves::MAX_BYTES;
 
@@ -18,7 +19,7 @@ const CONTAINER_FRAMES: u32 = 1 << 16;
 /// Bytes of all bits of a container, and of a container in its bitmap form.
 const CONTAINER_BYTES: usize = CONTAINER_FRAMES as usize / 8;
 /// Bytes of roaring's entry for a container (0.12, 64 bits). Its type is private; the bounded-footprint test measures it.
-const ENTRY_BYTES: usize = 32;
+const ENTRY_BYTES: usize = 40;
 
 /// The heap bytes of [`packed`] for these frames, with the box it lies in.
 pub(crate) fn planned_bytes(flat: &Flat) -> usize {
@@ -52,6 +53,29 @@ pub(crate) fn packed(flat: &Flat) -> RoaringBitmap {
     }
     // A clone's vectors are as long as their contents.
     all.clone()
+}
+
+/// The frames, one bit each.
+pub(crate) fn flat(frames: &RoaringBitmap) -> Flat {
+    /// Up to here single frames are quicker than runs, which roaring searches for.
+    const FEW: u64 = 8192;
+    let mut flat = [0; GIB_FRAMES as usize / 8];
+    if frames.len() <= FEW {
+        frames.iter().for_each(|frame| flat[frame as usize / 8] |= 1 << (frame % 8));
+    } else {
+        runs(frames, Span::WHOLE).for_each(|run| fill(&mut flat, run));
+    }
+    flat
+}
+
+fn fill(flat: &mut Flat, run: Span) {
+    let (from, to) = (run.start().next_multiple_of(8).min(run.end()), (run.end() & !7).max(run.start()));
+    for frame in (run.start()..from).chain(to.max(from)..run.end()) {
+        flat[frame as usize / 8] |= 1 << (frame % 8);
+    }
+    if from < to {
+        flat[from as usize / 8..to as usize / 8].fill(u8::MAX);
+    }
 }
 
 /// The heap bytes behind a bitmap that has no capacity to spare, without its own.

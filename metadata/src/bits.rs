@@ -4,6 +4,7 @@
 pub(crate) type Bits512 = [u64; 8];
 
 /// The words that hold the bits `from..to`, each with the mask of those bits in it. Nothing when the range is empty.
+#[inline]
 pub(crate) fn word_masks(from: u32, to: u32) -> impl Iterator<Item = (usize, u64)> {
     let words = if from < to { from / 64..to.div_ceil(64) } else { 0..0 };
     words.map(move |word| {
@@ -19,6 +20,7 @@ pub(crate) const fn place(bit: u32) -> (usize, u64) {
 }
 
 /// Whether `bit` is set.
+#[inline]
 pub(crate) fn has(bits: &Bits512, bit: u32) -> bool {
     let (word, mask) = place(bit);
     bits[word] & mask != 0
@@ -30,7 +32,15 @@ pub(crate) fn any(bits: &Bits512, from: u32, to: u32) -> bool {
 }
 
 /// Writes `value` to the bits `from..to`, and counts those that had the other value.
+#[inline]
 pub(crate) fn fill(bits: &mut Bits512, from: u32, to: u32, value: bool) -> u32 {
+    // One bit, the commonest case, needs no masks and no count of ones.
+    if to - from == 1 {
+        let (word, mask) = place(from);
+        let changed = (bits[word] & mask != 0) != value;
+        bits[word] ^= if changed { mask } else { 0 };
+        return u32::from(changed);
+    }
     let mut changed = 0;
     for (word, mask) in word_masks(from, to) {
         let old = bits[word];
@@ -38,6 +48,17 @@ pub(crate) fn fill(bits: &mut Bits512, from: u32, to: u32, value: bool) -> u32 {
         changed += (old ^ bits[word]).count_ones();
     }
     changed
+}
+
+/// The value that all bits of `from..to` have, unless both occur.
+#[inline]
+pub(crate) fn same(bits: &Bits512, from: u32, to: u32) -> Option<bool> {
+    let first = has(bits, from);
+    if to - from == 1 {
+        return Some(first);
+    }
+    let all = if first { u64::MAX } else { 0 };
+    word_masks(from, to).all(|(word, mask)| (bits[word] ^ all) & mask == 0).then_some(first)
 }
 
 /// The first bit at or after `from` that has `value`.
@@ -51,6 +72,7 @@ pub(crate) fn seek(bits: &Bits512, from: u32, value: bool) -> Option<u32> {
 }
 
 /// The numbers of the bits that are set in `word`, which is the word with number `nth`.
+#[inline]
 pub(crate) fn ones(nth: usize, mut word: u64) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
         let low = (word != 0).then(|| word.trailing_zeros())?;

@@ -38,18 +38,21 @@ impl LeafStore {
     }
 
     /// The leaf of `block`.
+    #[inline]
     pub(crate) fn leaf(&self, block: u32) -> Option<&Leaf> {
         let slot = self.slots[block as usize] as usize;
         self.chunks.get(slot / CHUNK_LEAVES)?.as_ref().map(|chunk| &chunk[slot % CHUNK_LEAVES])
     }
 
     /// The leaf of `block`, to be written.
+    #[inline]
     pub(crate) fn leaf_mut(&mut self, block: u32) -> Option<&mut Leaf> {
         let slot = self.slots[block as usize] as usize;
         self.chunks.get_mut(slot / CHUNK_LEAVES)?.as_mut().map(|chunk| &mut chunk[slot % CHUNK_LEAVES])
     }
 
     /// Gives `block` a leaf with unspecified bits, unless it has one.
+    #[inline]
     pub(crate) fn take(&mut self, block: u32) -> Result<(), NoMemory> {
         if self.slots[block as usize] == NONE {
             // The spare comes last, so that it stays spare.
@@ -86,17 +89,15 @@ impl LeafStore {
     /// Gives `block` a leaf that stays until as many calls of [`Self::unpin`] as of this.
     pub(crate) fn pin(&mut self, block: u32) -> Result<(), NoMemory> {
         // The pins first: a leaf that was taken before a refusal would belong to nobody.
-        let mut pins = match self.pins.take() {
-            Some(pins) => pins,
-            None => try_array(0)?,
-        };
-        let taken = self.take(block);
+        if self.pins.is_none() {
+            self.pins = Some(try_array(0)?);
+        }
+        self.take(block)?;
+        let Some(pins) = &mut self.pins else { return Ok(()) };
         let count = &mut pins[block as usize];
         // One operation per frame is the most there can be, so the limit is far away; past it, refuse rather than wrap.
-        let more = count.checked_add(1).ok_or(NoMemory { bytes: size_of::<Leaf>() });
-        let pinned = taken.and(more).map(|more| *count = more);
-        self.pins = Some(pins);
-        pinned
+        *count = count.checked_add(1).ok_or(NoMemory { bytes: size_of::<Leaf>() })?;
+        Ok(())
     }
 
     /// Undoes one [`Self::pin`], and says whether it was the block's last.
@@ -172,6 +173,7 @@ impl LeafStore {
         Ok(())
     }
 
+    #[inline]
     fn pinned(&self, block: u32) -> bool {
         self.pins.as_ref().is_some_and(|pins| pins[block as usize] > 0)
     }
@@ -190,6 +192,7 @@ impl LeafStore {
         slot
     }
 
+    #[cold]
     fn add_chunk(&mut self) -> Result<usize, NoMemory> {
         // Asked for only when every present chunk is full and a block still has no leaf: so one chunk is absent.
         let chunk = self.chunks.iter().position(Option::is_none).unwrap_or(0);

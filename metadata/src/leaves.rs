@@ -33,6 +33,7 @@ impl Leaves {
     }
 
     /// The bit of `frame`.
+    #[inline]
     pub(crate) fn contains(&self, frame: u32) -> bool {
         let block = frame / BLOCK_FRAMES;
         match self.leaf(block) {
@@ -43,13 +44,27 @@ impl Leaves {
 
     /// The value that all bits of `span` have, unless both occur.
     pub(crate) fn same(&self, span: Span) -> Option<bool> {
+        let block = span.start() / BLOCK_FRAMES;
+        if (span.end() - 1) / BLOCK_FRAMES == block {
+            let (from, to) = within(span, block);
+            return match self.leaf(block) {
+                Some(_) if span.frames() == BLOCK_FRAMES => None,
+                Some(leaf) => bits::same(leaf, from, to),
+                None => Some(bits::has(&self.full, block)),
+            };
+        }
         let first = self.contains(span.start());
         self.seek(span.start(), span.end(), !first).is_none().then_some(first)
     }
 
     /// Sets the bits of `span` to `value`, and counts those that had the other. Fails only where a block without a leaf
     /// becomes mixed; the blocks before it are then set.
+    #[inline]
     pub(crate) fn try_set(&mut self, span: Span, value: bool) -> Result<u32, NoMemory> {
+        let block = span.start() / BLOCK_FRAMES;
+        if (span.end() - 1) / BLOCK_FRAMES == block {
+            return if span.frames() < BLOCK_FRAMES { self.edit(block, span, value) } else { Ok(self.fill_one(block, value)) };
+        }
         let [head, tail] = span.partial_blocks();
         let mut changed = 0;
         for block in [head, tail].into_iter().flatten() {
@@ -60,6 +75,7 @@ impl Leaves {
     }
 
     /// As [`Self::try_set`]; ends the process where that fails.
+    #[inline]
     pub(crate) fn set(&mut self, span: Span, value: bool) -> u32 {
         self.try_set(span, value).unwrap_or_else(|refused| refused.abort())
     }
@@ -98,6 +114,26 @@ impl Leaves {
             self.store = None;
         }
         trimmed || unused
+    }
+
+    /// The leaves with the bits of `flat`.
+    pub(crate) fn try_from_flat(flat: &Flat) -> Result<TryBox<Self>, NoMemory> {
+        let mut leaves = TryBox::new(Self::uniform(false))?;
+        for (block, bytes) in (0..).zip(flat.as_chunks::<64>().0) {
+            let mut leaf = [0; 8];
+            for (word, eight) in leaf.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                *word = u64::from_le_bytes(*eight);
+            }
+            let Some(value) = bits::same(&leaf, 0, BLOCK_FRAMES) else {
+                let store = opened(&mut leaves.store)?;
+                store.take(block)?;
+                store.leaf_mut(block).into_iter().for_each(|place| *place = leaf);
+                bits::fill(&mut leaves.mixed, block, block + 1, true);
+                continue;
+            };
+            bits::fill(&mut leaves.full, block, block + 1, value);
+        }
+        Ok(leaves)
     }
 
     /// All bits, written to `flat`.
@@ -139,6 +175,7 @@ impl Leaves {
     }
 
     /// The leaf of a mixed block.
+    #[inline]
     fn leaf(&self, block: u32) -> Option<&Leaf> {
         let store = self.store.as_ref().filter(|_| bits::has(&self.mixed, block))?;
         store.leaf(block)
@@ -187,14 +224,29 @@ impl Leaves {
             self.full[word] &= !mask;
             self.mixed[word] |= mask;
         }
-        let base = block * BLOCK_FRAMES;
-        let changed = bits::fill(leaf, span.start().saturating_sub(base), (span.end() - base).min(BLOCK_FRAMES), value);
-        if *leaf == [if value { u64::MAX } else { 0 }; 8] {
+        let (from, to) = within(span, block);
+        let changed = bits::fill(leaf, from, to, value);
+        // The first and the last word written say nearly always that the leaf is still mixed. Reading all eight at once
+        // right after writing one would wait for that write each time.
+        let all = if value { u64::MAX } else { 0 };
+        if leaf[from as usize / 64] == all && leaf[(to - 1) as usize / 64] == all && *leaf == [all; 8] {
             self.mixed[word] &= !mask;
             self.full[word] |= if value { mask } else { 0 };
             store.give_back(block);
         }
         Ok(changed)
+    }
+
+    /// Sets all frames of `block`: as [`Self::fill`], without its loop for the usual block that is uniform.
+    #[inline]
+    fn fill_one(&mut self, block: u32, value: bool) -> u32 {
+        let (word, mask) = bits::place(block);
+        if self.mixed[word] & mask != 0 {
+            return self.fill(block, block + 1, value);
+        }
+        let changed = (self.full[word] & mask != 0) != value;
+        self.full[word] ^= if changed { mask } else { 0 };
+        u32::from(changed) * BLOCK_FRAMES
     }
 
     /// Sets all frames of the blocks `first..end`.
@@ -227,10 +279,23 @@ impl Leaves {
     }
 }
 
+/// The part of `span` that lies in `block`, which it touches, counted from the block's first frame.
+#[inline]
+fn within(span: Span, block: u32) -> (u32, u32) {
+    let base = block * BLOCK_FRAMES;
+    (span.start().saturating_sub(base), (span.end() - base).min(BLOCK_FRAMES))
+}
+
 /// The store, made when the first leaf is needed.
+#[inline]
 fn opened(store: &mut Option<TryBox<LeafStore>>) -> Result<&mut LeafStore, NoMemory> {
     match store {
         Some(store) => Ok(store),
-        none => Ok(none.insert(TryBox::new(LeafStore::new())?)),
+        none => Ok(none.insert(new_store()?)),
     }
+}
+
+#[cold]
+fn new_store() -> Result<TryBox<LeafStore>, NoMemory> {
+    TryBox::new(LeafStore::new())
 }

@@ -222,18 +222,10 @@ impl SharePlane {
 
     /// The leaves, opened if need be. On an error the plane is as it was.
     fn opened(&mut self) -> Result<&mut Leaves, NoMemory> {
-        if let Form::Uniform(_) | Form::Rest(_) = self.form {
-            let leaves = match &self.form {
-                Form::Uniform(true) => Leaves::uniform(true),
-                _ => Leaves::uniform(false),
-            };
-            let mut leaves = TryBox::new(leaves)?;
-            if let Form::Rest(frames) = &self.form {
-                for run in at_rest::runs(frames, Span::WHOLE) {
-                    leaves.try_set(run, true)?;
-                }
-            }
-            self.form = Form::Open(leaves);
+        match &self.form {
+            Form::Open(_) => {}
+            Form::Uniform(shared) => self.form = Form::Open(TryBox::new(Leaves::uniform(*shared))?),
+            Form::Rest(frames) => self.form = Form::Open(woken(frames)?),
         }
         match &mut self.form {
             Form::Open(leaves) => Ok(leaves),
@@ -241,6 +233,12 @@ impl SharePlane {
             _ => Err(NoMemory { bytes: 0 }),
         }
     }
+}
+
+/// The leaves of a plane at rest. Apart from its callers because the bits lie flat on the stack meanwhile.
+#[inline(never)]
+fn woken(frames: &RoaringBitmap) -> Result<TryBox<Leaves>, NoMemory> {
+    Leaves::try_from_flat(&at_rest::flat(frames))
 }
 
 impl Default for SharePlane {
