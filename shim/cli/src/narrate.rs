@@ -4,8 +4,8 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{Cell, ContentArrangement, Table};
+use comfy_table::presets::NOTHING;
+use comfy_table::{Cell, ContentArrangement, Table, TableComponent};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::args::Voice;
@@ -145,7 +145,7 @@ impl Narrator {
         let fresh = outcomes.get(outcomes.len().saturating_sub(pending)..).unwrap_or_default();
         let table = outcome_table(fresh, columns.saturating_sub(3));
         let indented: Vec<String> = table.lines().map(|line| format!("   {}", line.trim_end())).collect();
-        self.say(&indented.join("\n"));
+        self.say(&format!("\n{}\n", indented.join("\n")));
     }
 
     fn say(&mut self, text: &str) {
@@ -190,7 +190,8 @@ impl Drop for Progress {
 /// The table of what a VMM is told.
 fn outcome_table(outcomes: &[Outcome], columns: usize) -> String {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_style(TableComponent::HeaderLines, '─').set_style(TableComponent::MiddleHeaderIntersections, '─');
     table.set_width(u16::try_from(columns).unwrap_or(u16::MAX));
     table.set_header(["situation", "the VMM sees", "errno", "the VMM does"]);
     for outcome in outcomes {

@@ -66,9 +66,10 @@ pub(super) fn section(report: &TourReport, html: &mut String) {
         "Shorter is better. Every gridline is ten times the one before.",
         &times(report),
         10.0,
-        figures::nanoseconds,
+        |ns| figures::nanoseconds(ns).replace(".0 ", " "),
         html,
     );
+    html.push_str("<div class=\"aside\">\n");
     chart(
         "Metadata for the whole pool",
         "Shorter is better. Every gridline is 1,024 times the one before.",
@@ -80,7 +81,7 @@ pub(super) fn section(report: &TourReport, html: &mut String) {
     let comparison = &report.comparison;
     let _ = write!(
         html,
-        "</div>\n<p class=\"note\">{}</p>\n</section>\n",
+        "<p class=\"note\">{}</p>\n</div>\n</div>\n</section>\n",
         esc(&format!(
             "Medians. Hot: the same GiB again and again, {} rounds. Cold: another GiB after {} of other memory was read, {} rounds. \
              The array of struct page was real: {} for {} GiB.",

@@ -13,7 +13,7 @@ const MARKS: u64 = 512;
 /// Blocks that are magnified at most.
 const MAGNIFIED: usize = 4;
 /// Frames in a row of a magnified block.
-const LENS_ROW: u64 = 64;
+const LENS_ROW: u64 = 32;
 
 /// All snapshots behind tabs, and the magnified blocks of the last.
 pub(super) fn section(report: &TourReport, html: &mut String) {
@@ -58,15 +58,15 @@ fn picture(snapshot: &Snapshot, html: &mut String) {
     let stretches: Vec<Stretch> = map.stretches(step).collect();
     let _ = write!(html, "<figure class=\"map\">\n<figcaption>{}</figcaption>\n", esc(&snapshot.caption));
     for (index, marks) in stretches.chunks(usize::try_from(MARKS).unwrap_or(512)).enumerate() {
-        let offset = figures::bytes(index as u64 * row * FRAME_BYTES);
+        let offset = if index == 0 { "0".to_owned() } else { figures::bytes(index as u64 * row * FRAME_BYTES) };
         let _ = write!(html, "<div class=\"row\"><span>{offset}</span><div class=\"strip\">");
         strip(map, &merged(map, marks), step, html);
         html.push_str("</div></div>\n");
     }
     html.push_str("<div class=\"row axis\" aria-hidden=\"true\"><span></span><div class=\"strip\">");
     for quarter in 0..=4_u64 {
-        let mark = figures::bytes(row / 4 * quarter * FRAME_BYTES);
-        let _ = write!(html, "<span style=\"left:{}%\">{}{mark}</span>", quarter * 25, if quarter == 0 { "" } else { "+" });
+        let mark = if quarter == 0 { "0".to_owned() } else { format!("+{}", figures::bytes(row / 4 * quarter * FRAME_BYTES)) };
+        let _ = write!(html, "<span style=\"left:{}%\">{mark}</span>", quarter * 25);
     }
     html.push_str("</div></div>\n");
     legend(map, &stretches, html);
@@ -220,7 +220,7 @@ fn lens(map: &PoolMap, block: PfnRange, html: &mut String) {
     for y in 0..=rows {
         let _ = write!(lines, "M0 {y}H{LENS_ROW}");
     }
-    let _ = write!(html, "<path class=\"mesh\" d=\"{lines}\"/></svg>\n");
+    let _ = writeln!(html, "<path class=\"mesh\" d=\"{lines}\"/></svg>");
     let withdrawn = |window: PfnRange| -> u64 {
         map.within(window).filter(|(_, cell)| cell.kind.is_withdrawn()).map(|(part, _)| part.frames()).sum()
     };

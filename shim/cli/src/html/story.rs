@@ -61,11 +61,11 @@ pub(super) fn withdrawals(report: &TourReport, html: &mut String) {
          <thead><tr><th>frames</th><th>state</th><th>cause</th><th>origin</th><th>in the end</th></tr></thead>\n<tbody>\n",
     );
     for run in &report.withdrawn {
-        let owner = if run.owner.is_empty() { String::new() } else { format!(", of {}", run.owner) };
+        let owner = if run.owner.is_empty() { "nobody's".to_owned() } else { format!("of {}", run.owner) };
         let size = figures::bytes(run.frames.saturating_mul(FRAME_BYTES));
         let _ = writeln!(
             html,
-            "<tr><td data-th=\"frames\"><code>pfn:{:#x}</code><br/><small>{}, {size}{}</small></td>\
+            "<tr><td data-th=\"frames\"><code>pfn:{:#x}</code><small>{}, {size}</small><small>{}</small></td>\
              <td data-th=\"state\"><span class=\"state\"><i class=\"swatch k-{state}\"></i>{state}</span></td>\
              <td data-th=\"cause\"><code class=\"cause\">{}</code></td><td data-th=\"origin\">{}</td><td data-th=\"in the end\">{}</td></tr>",
             run.pfn,

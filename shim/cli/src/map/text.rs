@@ -23,55 +23,61 @@ pub fn render(map: &PoolMap, paint: Paint, columns: usize) -> String {
         figures::bytes(row * FRAME_BYTES),
         figures::bytes(per_mark * FRAME_BYTES),
     );
-    let mut blend = false;
-    for (index, stretch) in map.stretches(per_mark).enumerate() {
-        if (index as u64).is_multiple_of(marks) {
-            let offset = index as u64 / marks * row * FRAME_BYTES;
-            let _ = write!(text, "{}{:>9} ", if index == 0 { "" } else { "\n" }, figures::bytes(offset));
+    let looks: Vec<Look> = map.stretches(per_mark).map(|stretch| stretch.look()).collect();
+    for (index, looks) in looks.chunks(usize::try_from(marks).unwrap_or(64)).enumerate() {
+        let offset = index as u64 * row * FRAME_BYTES;
+        let _ = write!(text, "{:>9} ", if index == 0 { "0".to_owned() } else { figures::bytes(offset) });
+        for alike in looks.chunk_by(|a, b| a == b) {
+            if let Some(look) = alike.first() {
+                text.push_str(&mark(*look, paint, alike.len()));
+            }
         }
-        let look = stretch.look();
-        blend |= matches!(look, Look::Blend { .. });
-        text.push_str(&mark(look, paint));
+        text.push('\n');
     }
-    text.push_str("\n\n");
+    let blend = looks.iter().any(|look| matches!(look, Look::Blend { .. }));
+    text.push('\n');
     legend(map, paint, blend, &mut text);
     text
 }
 
-/// The character for a stretch, with its colour.
-fn mark(look: Look, paint: Paint) -> String {
+/// `times` characters for as many stretches that look alike, in their colour.
+fn mark(look: Look, paint: Paint, times: usize) -> String {
     let colours = |guest: u16| GUESTS[usize::from(guest) % GUESTS.len()];
-    match (look, paint) {
-        (Look::Of(kind), Paint::Plain) => kind.symbol().to_string(),
-        (Look::Blend { .. }, Paint::Plain) => "+".to_owned(),
-        (Look::Blend { guest, quarters }, Paint::Ansi) => {
+    let (sgr, shade) = match look {
+        Look::Blend { guest, quarters } => {
             let (private, shared) = colours(guest);
-            let shade = ["░", "░", "▒", "▓"][usize::from(quarters) % 4];
-            paint.sgr(&format!("38;5;{shared};48;5;{private}"), shade)
+            (format!("38;5;{shared};48;5;{private}"), ['░', '░', '▒', '▓'][usize::from(quarters) % 4])
         }
-        (Look::Of(kind), Paint::Ansi) => match kind {
-            CellKind::Free => paint.dim("·"),
-            CellKind::Private { guest } => paint.sgr(&format!("38;5;{}", colours(guest).0), "█"),
-            CellKind::Shared { guest } => paint.sgr(&format!("38;5;{}", colours(guest).1), "█"),
-            CellKind::Released => paint.sgr("38;5;232;48;5;245", "~"),
-            CellKind::Converting => paint.sgr("38;5;232;48;5;44", "%"),
-            CellKind::Quarantined => paint.sgr("1;38;5;232;48;5;214", "?"),
-            CellKind::Failed => paint.sgr("1;38;5;231;48;5;160", "!"),
-            CellKind::Poisoned => paint.sgr("1;38;5;231;48;5;127", "#"),
+        Look::Of(kind) => match kind {
+            CellKind::Free => ("2".to_owned(), '·'),
+            CellKind::Private { guest } => (format!("38;5;{}", colours(guest).0), '█'),
+            CellKind::Shared { guest } => (format!("38;5;{}", colours(guest).1), '█'),
+            CellKind::Released => ("38;5;232;48;5;245".to_owned(), kind.symbol()),
+            CellKind::Converting => ("38;5;232;48;5;44".to_owned(), kind.symbol()),
+            CellKind::Quarantined => ("1;38;5;232;48;5;214".to_owned(), kind.symbol()),
+            CellKind::Failed => ("1;38;5;231;48;5;160".to_owned(), kind.symbol()),
+            CellKind::Poisoned => ("1;38;5;231;48;5;127".to_owned(), kind.symbol()),
         },
-    }
+    };
+    let character = match (paint, look) {
+        (Paint::Ansi, _) => shade,
+        (Paint::Plain, Look::Of(kind)) => kind.symbol(),
+        (Paint::Plain, Look::Blend { .. }) => '+',
+    };
+    paint.sgr(&sgr, &character.to_string().repeat(times))
 }
 
 /// What the characters mean, and how much there is of each.
 fn legend(map: &PoolMap, paint: Paint, blend: bool, text: &mut String) {
+    let widest = map.totals().iter().map(|(kind, _)| map.describe(*kind).chars().count()).max().unwrap_or(0);
     for (kind, frames) in map.totals() {
         let amount = format!("{:>10}  {}", figures::bytes(frames * FRAME_BYTES), figures::counted(frames, "frame"));
-        let _ = writeln!(text, "{:>9} {} {:<22}{amount}", "", mark(Look::Of(kind), paint), map.describe(kind));
+        let _ = writeln!(text, "{:>9} {} {:<widest$}{amount}", "", mark(Look::Of(kind), paint, 1), map.describe(kind));
     }
     if blend {
         let marks = match paint {
             Paint::Plain => "+".to_owned(),
-            Paint::Ansi => [1, 2, 3].map(|quarters| mark(Look::Blend { guest: 0, quarters }, paint)).concat(),
+            Paint::Ansi => [1, 2, 3].map(|quarters| mark(Look::Blend { guest: 0, quarters }, paint, 1)).concat(),
         };
         let _ = writeln!(text, "{:>9} {marks} private and shared frames of one guest side by side", "");
     }
@@ -107,11 +113,11 @@ mod tests {
         let text = render(&sample(), Paint::Plain, 100);
         let rows: Vec<&str> = text.lines().collect();
         assert_eq!(rows[0], "The pool: 4 GiB from pfn:0x0, 1 GiB a row, 16 MiB a character.");
-        assert_eq!(rows[1].trim_end(), format!("      0 B !{}", "a".repeat(63)));
+        assert_eq!(rows[1].trim_end(), format!("        0 !{}", "a".repeat(63)));
         assert_eq!(rows[2], format!("    1 GiB B+{}", "b".repeat(62)));
         assert_eq!(rows[3], format!("    2 GiB {}", "?".repeat(64)));
         assert_eq!(rows[5], "    4 GiB .");
-        assert!(text.contains("! failed                     4 KiB  1 frame\n"), "{text}");
+        assert!(text.contains("! failed            4 KiB  1 frame\n"), "{text}");
         assert!(text.contains("private, vm-b") && text.contains("+ private and shared"), "{text}");
         assert!(!text.contains('\x1b'));
     }

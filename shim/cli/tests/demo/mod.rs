@@ -11,14 +11,14 @@ const GIB: u64 = 1 << 18;
 const MIB: u64 = 1 << 8;
 
 /// A text that would break a page that forgets to escape it.
-pub const HOSTILE: &str = "vm-<script>alert(\"1\")</script> & 'co' \u{0}]]>";
+pub(crate) const HOSTILE: &str = "vm-<script>alert(\"1\")</script> & 'co' \u{0}]]>";
 
 fn range(start: u64, end: u64) -> PfnRange {
     PfnRange::new(Pfn::new(start), Pfn::new(end)).unwrap()
 }
 
 /// Lays runs over a pool that is otherwise free, later ones over earlier ones.
-pub fn painted(frames: u64, runs: &[(u64, u64, CellKind, &str)]) -> Vec<MapCell> {
+pub(crate) fn painted(frames: u64, runs: &[(u64, u64, CellKind, &str)]) -> Vec<MapCell> {
     let mut cells = vec![MapCell::new(range(0, frames), CellKind::Free)];
     for &(start, length, kind, note) in runs {
         let fresh = MapCell { frames: range(start, start + length), kind, note: note.to_owned() };
@@ -35,7 +35,7 @@ pub fn painted(frames: u64, runs: &[(u64, u64, CellKind, &str)]) -> Vec<MapCell>
 }
 
 /// The pool of the story: two guests with a bounce buffer and scattered shared frames each, and what failed.
-pub fn pool(gib: u64, ended: bool) -> PoolMap {
+pub(crate) fn pool(gib: u64, ended: bool) -> PoolMap {
     let private = |guest| CellKind::Private { guest };
     let shared = |guest| CellKind::Shared { guest };
     let mut runs = vec![
@@ -106,8 +106,49 @@ fn steps() -> Vec<Step> {
     ]
 }
 
+fn withdrawals() -> Vec<Withdrawal> {
+    let status = "ept: TDH.MEM.PAGE.REMOVE gave 0xc0000b0d00000000, EPT_ENTRY_STATE_INCORRECT";
+    let lost = |pfn, frames, cause: &str, owner: &str| Withdrawal {
+        pfn,
+        frames,
+        state: WithdrawnState::Failed,
+        cause: cause.to_owned(),
+        origin: Origin::Injected,
+        owner: owner.to_owned(),
+        came_back: false,
+    };
+    let pinned = lost(5 * GIB + 64 * MIB, 64 * MIB, "backing: F_ADD_SEALS(F_SEAL_WRITE) gave 0x10, EBUSY", "vm-b");
+    let poisoned = lost(4 * GIB + 900, 1, "machine check at 0x100384000", "");
+    vec![
+        Withdrawal { state: WithdrawnState::Quarantined, origin: Origin::KernelPin, came_back: true, ..pinned },
+        lost(GIB / 4 + 37, 1, status, "vm-a"),
+        lost(3 * GIB + 5000, 3, status, HOSTILE),
+        Withdrawal { state: WithdrawnState::Poisoned, origin: Origin::MachineCheck, ..poisoned },
+    ]
+}
+
+fn snapshots() -> Vec<Snapshot> {
+    let snapshot = |title: &str, caption: &str, ended| Snapshot {
+        title: title.to_owned(),
+        caption: caption.to_owned(),
+        map: pool(8, ended),
+    };
+    vec![
+        snapshot(
+            "while the pin holds",
+            "vm-b is dead. Its released frames wait for proof; the pinned segment is quarantined as a whole, because memfd proves only whole segments.",
+            false,
+        ),
+        snapshot(
+            "at the end",
+            "The pin is gone and the segment came back by proof. Then everything was allocated: only the failed and poisoned frames were left out.",
+            true,
+        ),
+    ]
+}
+
 /// What such a tour found.
-pub fn report() -> TourReport {
+pub(crate) fn report() -> TourReport {
     let cost = |hot_ns, cold_ns| Cost { hot_ns, cold_ns };
     let comparison = Comparison {
         pageless: cost(1.3, 212.0),
@@ -121,16 +162,6 @@ pub fn report() -> TourReport {
         cold_rounds: 9,
     };
     let own = str::to_owned;
-    let lost = |pfn, frames, state, cause: &str, origin, owner: &str, came_back| Withdrawal {
-        pfn,
-        frames,
-        state,
-        cause: own(cause),
-        origin,
-        owner: own(owner),
-        came_back,
-    };
-    let status = "ept: TDH.MEM.PAGE.REMOVE gave 0xc0000b0d00000000, EPT_ENTRY_STATE_INCORRECT";
     TourReport {
         version: own("0.1.0"),
         kernel: own("6.18.0"),
@@ -152,20 +183,7 @@ pub fn report() -> TourReport {
             GuestNote { name: own(HOSTILE), bytes: 3 << 30, conversions: 5_212 },
         ],
         conversions: 10_012,
-        withdrawn: vec![
-            lost(
-                5 * GIB + 64 * MIB,
-                64 * MIB,
-                WithdrawnState::Quarantined,
-                "backing: F_ADD_SEALS(F_SEAL_WRITE) gave 0x10, EBUSY",
-                Origin::KernelPin,
-                "vm-b",
-                true,
-            ),
-            lost(GIB / 4 + 37, 1, WithdrawnState::Failed, status, Origin::Injected, "vm-a", false),
-            lost(3 * GIB + 5000, 3, WithdrawnState::Failed, status, Origin::Injected, HOSTILE, false),
-            lost(4 * GIB + 900, 1, WithdrawnState::Poisoned, "machine check at 0x100384000", Origin::MachineCheck, "", false),
-        ],
+        withdrawn: withdrawals(),
         reassigned_withdrawn_frames: 0,
         stale_bytes_seen: 0,
         bytes_checked: 7 << 30,
@@ -174,22 +192,7 @@ pub fn report() -> TourReport {
         check_1g_ns: CheckNs::from(&comparison),
         comparison,
         steps: steps(),
-        snapshots: vec![
-            Snapshot {
-                title: own("while the pin holds"),
-                caption: own(
-                    "vm-b is dead. Its released frames wait for proof; the pinned segment is quarantined as a whole, because memfd proves only whole segments.",
-                ),
-                map: pool(8, false),
-            },
-            Snapshot {
-                title: own("at the end"),
-                caption: own(
-                    "The pin is gone and the segment came back by proof. Then everything was allocated: only the failed and poisoned frames were left out.",
-                ),
-                map: pool(8, true),
-            },
-        ],
+        snapshots: snapshots(),
         html: None,
     }
 }
