@@ -34,7 +34,7 @@ pub const LEFT_OUT: [&str; 7] = [
     "Both sides only answer the question. Unmapping, page-table work and TLB flushes cost the same with either, and are left out.",
     "An unsplit 1 GiB huge page has one counter, in its head: there Linux answers with one load too. The gain begins once the page has been split to 4 KiB, as a conversion does.",
     "Linux finds its pages through an xarray and takes a reference on each folio; the scan here walks a plain array, which is faster than the kernel's own walk.",
-    "Cold answers include misses of the TLB: the array lies in ordinary 4 KiB pages of this process, the kernel's own in larger ones.",
+    "Cold answers include misses of the TLB: the array lies in this process's heap, usually in 4 KiB pages; the kernel's own is mapped by larger ones.",
     "One byte per frame, packed, scans far faster than struct page. Linux has no such array; it is measured so that the opponent is not a straw man.",
     "memfd and hugetlb memory keep their own struct page in the kernel, whatever pageless does. Only on memory without struct page (a physical window, VM_PFNMAP) are those bytes really saved.",
     "The bytes of struct page are computed, 64 for each frame; beside the measured times stands how much was really allocated for them.",

@@ -257,7 +257,7 @@ impl TourReport {
                 figures::bytes(self.pool_bytes)
             ),
             format!(
-                "{} could not be proven unreachable and were withdrawn at once: {} came back once a proof was there, {} stay withdrawn.",
+                "{} were withdrawn at once, not proven unreachable or poisoned: {} came back once a proof was there, {} stay withdrawn.",
                 figures::counted(frames, "frame"),
                 sum(&back),
                 sum(&lost)
