@@ -3,6 +3,7 @@
 use std::fs;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{SysconfVar, sysconf};
 use pageless::{FRAME_BYTES, NodeFrames, Pfn, PfnRange};
 
 use crate::memory::{Layout, Slot};
@@ -83,13 +84,16 @@ impl HostMemoryBuilder {
     /// Checks sizes, limits and the hugetlb pool, raises the soft descriptor and file-size limits to the hard ones where
     /// that is needed, and lays out the segments. Takes no memory: that is [`commit`](pageless::Backing::commit)'s.
     pub fn build(self) -> Result<HostMemory, HostError> {
+        check_base_page()?;
         let total = self.check_sizes()?;
         let segment = match self.segment_bytes {
             Some(bytes) if bytes.is_power_of_two() && bytes >= self.page.bytes() => bytes,
             Some(bytes) => return Err(HostError::SegmentSize { bytes, page: self.page }),
             None => self.default_segment(),
         };
-        let layout = self.lay_out(segment)?;
+        let segments = self.segments_of(segment);
+        allow_descriptors(segments)?;
+        allow_file_size(segment)?;
         for part in &self.parts {
             if let Some(node) = part.node.filter(|node| !numa::has_memory(*node)) {
                 return Err(HostError::UnknownNode { node });
@@ -98,9 +102,8 @@ impl HostMemoryBuilder {
         if self.page.is_huge() {
             check_hugepages(self.page, total / self.page.bytes())?;
         }
-        allow_descriptors(layout.slots.len() as u64)?;
-        allow_file_size(segment)?;
-        tracing::debug!(bytes = total, page = %self.page, segment, segments = layout.slots.len(), "memory laid out");
+        let layout = self.lay_out(segment)?;
+        tracing::debug!(bytes = total, page = %self.page, segment, segments, "memory laid out");
         Ok(HostMemory::new(layout, self.page, self.proof, self.zeroing))
     }
 
@@ -127,11 +130,15 @@ impl HostMemoryBuilder {
         self.base.unwrap_or(Pfn::new(0))
     }
 
+    /// How many segments of `segment` bytes there will be.
+    fn segments_of(&self, segment: u64) -> u64 {
+        self.parts.iter().map(|part| part.bytes.div_ceil(segment)).sum()
+    }
+
     fn default_segment(&self) -> u64 {
+        let most = SEGMENTS_BY_DEFAULT.max(self.parts.len() as u64);
         let mut segment = self.page.bytes().max(LEAST_SEGMENT_BY_DEFAULT);
-        while self.parts.iter().map(|part| part.bytes.div_ceil(segment)).sum::<u64>()
-            > SEGMENTS_BY_DEFAULT.max(self.parts.len() as u64)
-        {
+        while self.segments_of(segment) > most {
             segment *= 2;
         }
         segment
@@ -153,6 +160,17 @@ impl HostMemoryBuilder {
             at = frames.end();
         }
         Ok(layout)
+    }
+}
+
+/// A frame is 4 KiB. A kernel with larger base pages (some Arm ones) can neither map nor punch a single frame.
+fn check_base_page() -> Result<(), HostError> {
+    match sysconf(SysconfVar::PAGE_SIZE) {
+        Ok(Some(4096)) => Ok(()),
+        other => {
+            let why = format!("this kernel's own pages are {:?} bytes long", other.ok().flatten());
+            Err(HostError::PageUnsupported { page: PageSize::Base4K, why })
+        }
     }
 }
 

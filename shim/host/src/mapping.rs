@@ -101,7 +101,7 @@ impl HostMapping {
         if bytes == 0 {
             return Err(MapError::Empty);
         }
-        let region = Region::reserve(bytes, page.bytes()).map_err(|errno| MapError::NoAddresses { bytes, errno })?;
+        let region = Region::reserve(bytes, alignment(bytes, page)).map_err(|errno| MapError::NoAddresses { bytes, errno })?;
         let translations = Arc::new(Translations { extents, region });
         memory.register(&translations);
         Ok(Self { memory: memory.clone(), translations })
@@ -136,6 +136,12 @@ impl HostMapping {
             }
         }
         Ok(())
+    }
+
+    /// Unmaps `frames` and proves it by the system call's success, as [`invalidate`](Mapping::invalidate) does: for whoever
+    /// uses the mapping without a pool. On [`Stuck`] the frames before `stuck.at` are unmapped.
+    pub fn unmap(&self, frames: PfnRange) -> Result<(), Stuck> {
+        self.unmap_run(frames, frames)
     }
 
     /// Copies the bytes at `offset`, in bytes from the start of the allocation, into `buffer`. Bytes that are not mapped at
@@ -264,6 +270,11 @@ impl Mapping for HostMapping {
             )),
         }
     }
+}
+
+/// As aligned as the largest leaf that fits, so that the kernel may use it: addresses cost nothing.
+fn alignment(bytes: u64, page: PageSize) -> u64 {
+    Order::largest_fit(Pfn::new(0), bytes / FRAME_BYTES).bytes().max(page.bytes())
 }
 
 fn on_pages(frames: PfnRange, page: PageSize) -> bool {

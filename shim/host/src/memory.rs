@@ -339,10 +339,10 @@ impl Backing for HostMemory {
                     "at that instant no process maps the segment writable and nobody holds an extra reference (pin) to a page \
                          of it; the next owner gets other pages, zeroed by the kernel"
                         .into(),
-                blind_to:
-                    "read-only and private mappings, and splices made after the seal: they keep reading the old pages, never \
-                           the new. Which page is pinned. Tables that the host kernel does not count (TDX S-EPT)"
-                        .into(),
+                blind_to: "private mappings, mappings through a descriptor that was opened read-only, and splices made after the \
+                           seal: they keep reading the old pages, never the new. Which page is pinned. Tables that the host kernel \
+                           does not count (TDX S-EPT)"
+                    .into(),
                 granule_frames: largest,
             },
             ProofMethod::ProcessUnmap => ProofScope {

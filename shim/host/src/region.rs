@@ -5,6 +5,9 @@
 //! **Invariant**: `mapped` names exactly the region frames behind which a file's pages are mapped readable and writable; it
 //! changes only under the write lock, and every access to the memory happens under the read lock. So an access never meets an
 //! unmapped byte, and an unmap waits for the accesses under way.
+//!
+//! Unmapping a run needs a call to `mmap`, which a process with vm.max_map_count mappings is refused. So a region keeps
+//! *ballast*, three mappings of nothing, and drops it when it must unmap; without ballast it maps nothing more.
 
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,7 +16,7 @@ use std::ptr::{self, NonNull};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 use pageless::{FRAME_BYTES, Pfn, PfnRange, RunSet};
 use parking_lot::RwLock;
 
@@ -29,10 +32,16 @@ pub(crate) struct Region {
     bytes: usize,
     reserved: NonNull<c_void>,
     reserved_bytes: usize,
-    mapped: RwLock<RunSet>,
+    state: RwLock<State>,
 }
 
-// SAFETY: the pointers name address space, not Rust values; every access through them is under `mapped`'s lock.
+#[derive(Debug)]
+struct State {
+    mapped: RunSet,
+    ballast: Option<Ballast>,
+}
+
+// SAFETY: the pointers name address space, not Rust values; every access through them is under the lock.
 unsafe impl Send for Region {}
 // SAFETY: as above; concurrent copies touch raw memory that no Rust reference names.
 unsafe impl Sync for Region {}
@@ -56,7 +65,15 @@ impl Region {
         let skip = reserved.as_ptr().align_offset(align);
         // SAFETY: skip < align, and the reservation is bytes + align long.
         let base = unsafe { reserved.byte_add(skip) };
-        Ok(Self { base, bytes, reserved, reserved_bytes: wanted.get(), mapped: RwLock::default() })
+        let mut region = Self {
+            base,
+            bytes,
+            reserved,
+            reserved_bytes: wanted.get(),
+            state: RwLock::new(State { mapped: RunSet::new(), ballast: None }),
+        };
+        region.state.get_mut().ballast = Some(Ballast::load()?);
+        Ok(region)
     }
 
     /// Length in bytes.
@@ -70,8 +87,11 @@ impl Region {
         if !file.frames().contains_range(wanted) {
             return Err(Errno::EINVAL);
         }
-        let mut mapped = self.mapped.write();
-        for gap in mapped.gaps_in(at).runs() {
+        let mut state = self.state.write();
+        if state.ballast.is_none() {
+            state.ballast = Some(Ballast::load()?);
+        }
+        for gap in state.mapped.gaps_in(at).runs() {
             let (address, length) = self.place(*gap)?;
             let pfn = first.add(gap.start().get() - at.start().get());
             let offset = i64::try_from(file.offset_of(pfn)).map_err(|_| Errno::EFBIG)?;
@@ -79,26 +99,30 @@ impl Region {
             // SAFETY: `place` has checked that the addresses lie in this region's own reservation, where MAP_FIXED replaces only
             // what this region put there; the write lock keeps every access out meanwhile.
             unsafe { mmap(Some(address), length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, file.fd(), offset) }?;
-            mapped.insert(*gap);
+            state.mapped.insert(*gap);
         }
         Ok(())
     }
 
     /// Unmaps what is mapped of `at`, after the accesses under way. When it returns the kernel has flushed the translations.
     pub(crate) fn unmap(&self, at: PfnRange) -> Result<(), Errno> {
-        let mut mapped = self.mapped.write();
-        let Some(hull) = mapped.clipped(at).reduce(PfnRange::hull) else { return Ok(()) };
+        let mut state = self.state.write();
+        let Some(hull) = state.mapped.clipped(at).reduce(PfnRange::hull) else { return Ok(()) };
         let (address, length) = self.place(hull)?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
         // SAFETY: the addresses lie in this region's own reservation, and nothing accesses them while the write lock is held.
-        unsafe { mmap_anonymous(Some(address), length, ProtFlags::PROT_NONE, flags) }?;
-        mapped.remove(hull);
+        let cover = || unsafe { mmap_anonymous(Some(address), length, ProtFlags::PROT_NONE, flags) };
+        match cover() {
+            Err(Errno::ENOMEM) if state.ballast.take().is_some() => cover()?,
+            other => other?,
+        };
+        state.mapped.remove(hull);
         Ok(())
     }
 
     /// The parts of `at` that are mapped now.
     pub(crate) fn mapped_in(&self, at: PfnRange) -> Vec<PfnRange> {
-        self.mapped.read().clipped(at).collect()
+        self.state.read().mapped.clipped(at).collect()
     }
 
     /// Copies from the region's bytes at `offset`. The caller has checked that the request lies within the region.
@@ -151,7 +175,8 @@ impl Region {
 
     /// Gives `work` the mapped bytes at `offset`, at most `most`, under one hold of the lock. Answers how many there were.
     fn access_at_once(&self, offset: u64, most: usize, work: impl FnOnce(*mut u8, usize)) -> usize {
-        let mapped = self.mapped.read();
+        let state = self.state.read();
+        let mapped = &state.mapped;
         let first = Pfn::new(offset / FRAME_BYTES);
         let Some(run) = mapped.runs().get(mapped.runs().partition_point(|run| run.end() <= first)) else { return 0 };
         if !run.contains(first) {
@@ -186,6 +211,34 @@ impl Drop for Region {
         // SAFETY: the reservation is this region's own, and nobody can access it any more: `self` is borrowed exclusively.
         if let Err(errno) = unsafe { munmap(self.reserved, self.reserved_bytes) } {
             tracing::error!(%errno, bytes = self.reserved_bytes, "could not unmap a region");
+        }
+    }
+}
+
+/// Mappings kept so that they can be given up: three, since neighbours with different rights stay apart.
+#[derive(Debug)]
+struct Ballast(NonNull<c_void>);
+
+impl Ballast {
+    /// 4 KiB: the builder refuses hosts with other base pages.
+    const PAGE: usize = 4096;
+    const BYTES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3 * Self::PAGE - 1);
+
+    fn load() -> Result<Self, Errno> {
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let ballast = Self(unsafe { mmap_anonymous(None, Self::BYTES, ProtFlags::PROT_NONE, flags) }?);
+        // SAFETY: the middle page of the three just mapped, which nothing uses.
+        unsafe { mprotect(ballast.0.byte_add(Self::PAGE), Self::PAGE, ProtFlags::PROT_READ) }?;
+        Ok(ballast)
+    }
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        // SAFETY: the three pages are this ballast's own and nothing uses them.
+        if let Err(errno) = unsafe { munmap(self.0, Self::BYTES.get()) } {
+            tracing::error!(%errno, "could not drop a region's ballast");
         }
     }
 }
