@@ -224,7 +224,8 @@ impl HostMemory {
         // Punched rather than overwritten: whoever still holds a reference keeps the old page, and the next owner gets another.
         let refused = |refused| refused_stuck(refused, run);
         if !self.inner.page.is_huge() {
-            return file.punch(run).map_err(refused);
+            file.punch(run).map_err(refused)?;
+            return if file.is_hole(run).map_err(refused)? { Ok(()) } else { Err(unsplit_stuck(run)) };
         }
         for filled in state.filled.clipped(run).collect::<Vec<_>>() {
             for page in filled.pieces(self.inner.page.order()) {
@@ -316,6 +317,13 @@ fn refused_stuck(refused: Refused, at: PfnRange) -> Stuck {
     Stuck { at, verdict, cause: Cause::new(refused.step, refused.errno as u64, refused.errno.desc()) }
 }
 
+fn unsplit_stuck(at: PfnRange) -> Stuck {
+    let meaning = "zeroed, but a page stays in its file: it is part of a large folio that the kernel cannot split, as while any \
+                   page of it is pinned (splice, io_uring, a device)";
+    let cause = Cause::new("fallocate(FALLOC_FL_PUNCH_HOLE)", Errno::EBUSY as u64, meaning);
+    Stuck { at, verdict: Verdict::Retry { after: RETRY_AFTER }, cause }
+}
+
 fn marked_stuck(step: &'static str, at: PfnRange) -> Stuck {
     let meaning = "withdrawn: its page is kept shut until the mark is lifted";
     Stuck { at, verdict: Verdict::Retry { after: RETRY_AFTER }, cause: Cause::new(step, 0, meaning) }
@@ -346,13 +354,16 @@ impl Backing for HostMemory {
                 granule_frames: largest,
             },
             ProofMethod::ProcessUnmap => ProofScope {
-                method: "the memory never left this process: its own mappings' unmaps, looked at again".into(),
-                covers: "no HostMapping of this process translates to the frames; the next owner reads zeroes".into(),
-                blind_to:
-                    "whatever this process did with a segment's descriptor by other means, its kernel pins (vmsplice, io_uring, \
-                           VFIO) and its children after fork. Pins keep the old page and the next owner gets another, except on \
-                           4 KiB memory where the kernel uses large folios (shmem_enabled) and cannot split a pinned one"
-                        .into(),
+                method: "the memory never left this process: its own mappings' unmaps, looked at again; then the page is taken out of \
+                         its file"
+                    .into(),
+                covers: "no HostMapping of this process translates to the frames; the next owner gets other pages, zeroed by the \
+                         kernel, so a pin taken before reaches the old page only"
+                    .into(),
+                blind_to: "whatever this process did with a segment's descriptor by other means, and its children after fork: \
+                           their mappings follow the file to its new page. That a pin (vmsplice, io_uring, VFIO) keeps the old \
+                           page from the host"
+                    .into(),
                 granule_frames: self.inner.page.order().frames(),
             },
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::unistd::ftruncate;
+use nix::unistd::{Whence, ftruncate, lseek};
 use pageless::{FRAME_BYTES, Pfn, PfnRange};
 
 use crate::{PageSize, numa};
@@ -90,6 +90,17 @@ impl SegmentFile {
     pub(crate) fn punch(&self, frames: PfnRange) -> Result<(), Refused> {
         self.fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, frames)
             .map_err(Refused::at("fallocate(FALLOC_FL_PUNCH_HOLE)"))
+    }
+
+    /// Whether the file has no page left behind `frames`, after a punch. A page that is part of a large folio which the kernel
+    /// could not split, as while any page of it is pinned, is zeroed and stays.
+    pub(crate) fn is_hole(&self, frames: PfnRange) -> Result<bool, Refused> {
+        let offset = i64::try_from(self.offset_of(frames.start())).map_err(|_| Refused { step: "lseek", errno: Errno::EFBIG })?;
+        match lseek(&self.fd, offset, Whence::SeekData) {
+            Err(Errno::ENXIO) => Ok(true), // no data from here to the end
+            Err(errno) => Err(Refused { step: "lseek(SEEK_DATA)", errno }),
+            Ok(data) => Ok(u64::try_from(data).is_ok_and(|data| data >= self.offset_of(frames.end()))),
+        }
     }
 
     /// Zeroes `frames` within their huge pages and keeps the pages: a punched part of a huge page is zeroed in place

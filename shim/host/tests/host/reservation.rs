@@ -20,7 +20,8 @@ pub(crate) struct Reservation {
 
 /// Says why a test does nothing, where a run can count it.
 pub(crate) fn skip(test: &str, why: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "\nskipped: {test}: {why}");
+    // One write, so that nothing comes between the words; a line of its own, whatever was printed before.
+    let _ = std::io::stderr().write_all(format!("\nskipped: {test}: {why}\n").as_bytes());
 }
 
 impl Reservation {
@@ -58,6 +59,41 @@ impl Drop for Reservation {
             && let Err(error) = fs::write(&file, &old)
         {
             let _ = writeln!(std::io::stderr().lock(), "could not restore {}: {error}", file.display());
+        }
+    }
+}
+
+/// Ordinary memfds get large folios while this lives. Restores the old setting when dropped.
+pub(crate) struct LargeFolios {
+    restore: String,
+    _other_processes: Option<Flock<File>>,
+    _other_tests: MutexGuard<'static, ()>,
+}
+
+impl LargeFolios {
+    const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+    /// Forces large folios, as root. Says why not, and answers nothing, where it cannot.
+    pub(crate) fn force(test: &str) -> Option<Self> {
+        let _other_tests = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _other_processes = lock_file();
+        let setting = fs::read_to_string(Self::SETTING).unwrap_or_default();
+        let Some(restore) = setting.split(['[', ']']).nth(1).map(str::to_owned) else {
+            skip(test, "this kernel has no shmem_enabled");
+            return None;
+        };
+        if let Err(error) = fs::write(Self::SETTING, "force") {
+            skip(test, &format!("{} cannot be set here: {error}", Self::SETTING));
+            return None;
+        }
+        Some(Self { restore, _other_processes, _other_tests })
+    }
+}
+
+impl Drop for LargeFolios {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(Self::SETTING, &self.restore) {
+            let _ = std::io::stderr().write_all(format!("could not restore {}: {error}\n", Self::SETTING).as_bytes());
         }
     }
 }

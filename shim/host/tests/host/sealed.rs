@@ -10,8 +10,8 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use pageless::{Backing, FRAME_BYTES, Stuck, Verdict};
 use pageless_host::{HostMapping, HostMemory, ProofMethod, pin::KernelPin};
 
-use crate::reservation::copied;
-use crate::{builder, byte_at, map, map_all};
+use crate::reservation::{LargeFolios, copied};
+use crate::{builder, byte_at, map, map_all, part};
 
 fn sealed_memory() -> (HostMemory, HostMapping) {
     let memory = builder(ProofMethod::Seal).bytes(2 << 20).build().unwrap();
@@ -167,4 +167,21 @@ fn a_pin_in_one_process_is_invisible_to_the_unmap_proof_but_keeps_the_old_page()
     map(&mapping, memory.frames()).unwrap();
     mapping.write(0, b"public").unwrap();
     assert_eq!(pin.drain().unwrap(), b"secret", "the pin holds the old page, not the next owner's");
+}
+
+#[test]
+fn a_pin_on_a_large_folio_is_seen_because_the_kernel_cannot_take_its_page_away() {
+    let Some(_folios) = LargeFolios::force("large folios") else { return };
+    let memory = builder(ProofMethod::ProcessUnmap).bytes(2 << 20).build().unwrap();
+    let mapping = map_all(&memory);
+    mapping.write(0, &vec![7; 2 << 20]).unwrap();
+    let (frame, neighbour) = (part(&memory, 5, 1), part(&memory, 6, 1));
+    let pin = KernelPin::vmsplice(&mapping, 5 * FRAME_BYTES, 6).unwrap();
+    mapping.unmap(part(&memory, 5, 2)).unwrap();
+    let stuck = memory.prove_granules(frame).unwrap_err();
+    assert!(stuck.at == frame && stuck.cause.meaning.contains("large folio"), "{stuck}");
+    assert!(memory.prove_granules(neighbour).is_err(), "the folio is pinned as a whole");
+    assert_eq!(pin.drain().unwrap(), [0; 6], "zeroed in place");
+    memory.prove_granules(frame).unwrap();
+    memory.prove_granules(neighbour).unwrap();
 }
