@@ -17,7 +17,7 @@ use crate::{HostMemory, MapError, PageSize};
 /// processes, other mappings of the same descriptor, nor kernel pins of the pages.
 ///
 /// Bytes are reached through [`read`](Self::read) and [`write`](Self::write) only, which fail with a name where a pointer
-/// would fault. An invalidation waits for the copies under way, at most 1 MiB each.
+/// would fault; a child made by `fork` inherits none of them. An invalidation waits for the copies under way, at most 1 MiB each.
 #[derive(Debug)]
 pub struct HostMapping {
     memory: HostMemory,

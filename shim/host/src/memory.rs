@@ -360,7 +360,7 @@ impl Backing for HostMemory {
                 covers: "no HostMapping of this process translates to the frames; the next owner gets other pages, zeroed by the \
                          kernel, so a pin taken before reaches the old page only"
                     .into(),
-                blind_to: "whatever this process did with a segment's descriptor by other means, and its children after fork: \
+                blind_to: "whatever this process did with a segment's descriptor by other means, and children that inherited one: \
                            their mappings follow the file to its new page. That a pin (vmsplice, io_uring, VFIO) keeps the old \
                            page from the host"
                     .into(),

@@ -16,7 +16,7 @@ use std::ptr::{self, NonNull};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
 use pageless::{FRAME_BYTES, Pfn, PfnRange, RunSet};
 use parking_lot::RwLock;
 
@@ -98,7 +98,14 @@ impl Region {
             let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
             // SAFETY: `place` has checked that the addresses lie in this region's own reservation, where MAP_FIXED replaces only
             // what this region put there; the write lock keeps every access out meanwhile.
-            unsafe { mmap(Some(address), length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, file.fd(), offset) }?;
+            let start =
+                unsafe { mmap(Some(address), length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, file.fd(), offset) }?;
+            // A child that fork made would keep a mapping that this process cannot undo, so it gets none.
+            // SAFETY: the very addresses just mapped; the advice changes what fork copies and nothing else.
+            if let Err(errno) = unsafe { madvise(start, length.get(), MmapAdvise::MADV_DONTFORK) } {
+                self.cover(*gap)?;
+                return Err(errno);
+            }
             state.mapped.insert(*gap);
         }
         Ok(())
@@ -108,16 +115,20 @@ impl Region {
     pub(crate) fn unmap(&self, at: PfnRange) -> Result<(), Errno> {
         let mut state = self.state.write();
         let Some(hull) = state.mapped.clipped(at).reduce(PfnRange::hull) else { return Ok(()) };
-        let (address, length) = self.place(hull)?;
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
-        // SAFETY: the addresses lie in this region's own reservation, and nothing accesses them while the write lock is held.
-        let cover = || unsafe { mmap_anonymous(Some(address), length, ProtFlags::PROT_NONE, flags) };
-        match cover() {
-            Err(Errno::ENOMEM) if state.ballast.take().is_some() => cover()?,
+        match self.cover(hull) {
+            Err(Errno::ENOMEM) if state.ballast.take().is_some() => self.cover(hull)?,
             other => other?,
-        };
+        }
         state.mapped.remove(hull);
         Ok(())
+    }
+
+    /// Puts inaccessible reserved addresses in the place of whatever is mapped at `at`. Called under the write lock.
+    fn cover(&self, at: PfnRange) -> Result<(), Errno> {
+        let (address, length) = self.place(at)?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
+        // SAFETY: the addresses lie in this region's own reservation, and nothing accesses them while the write lock is held.
+        unsafe { mmap_anonymous(Some(address), length, ProtFlags::PROT_NONE, flags) }.map(|_| ())
     }
 
     /// The parts of `at` that are mapped now.

@@ -68,6 +68,21 @@ fn an_unmapped_run_is_gone_from_the_page_tables_and_its_neighbours_are_not() {
 }
 
 #[test]
+fn mapped_runs_are_not_copied_into_children_and_still_merge() {
+    let memory = memory(4 << 20);
+    let mapping = HostMapping::new(&memory, [(0, memory.frames())]).unwrap();
+    for frame in 0..64 {
+        map(&mapping, part(&memory, frame, 1)).unwrap();
+    }
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let name = format!("memfd:pageless:{}", part(&memory, 0, 512));
+    let areas: Vec<_> = smaps.split_inclusive("VmFlags:").zip(smaps.split("VmFlags:").skip(1)).collect();
+    let ours: Vec<_> = areas.iter().filter(|(area, _)| area.contains(&name)).collect();
+    assert_eq!(ours.len(), 1, "64 adjacent frames are one mapping");
+    assert!(ours[0].1.lines().next().unwrap().contains(" dc "), "dc: not copied on fork");
+}
+
+#[test]
 fn a_dropped_mapping_leaves_nothing_mapped() {
     let memory = memory(2 << 20);
     let mapping = map_all(&memory);
