@@ -63,7 +63,7 @@ impl HostMemoryBuilder {
     }
 
     /// The length of a segment in bytes: a power of two of at least one page. Unless told, the smallest from 2 MiB on that
-    /// makes at most 256 segments. With [`ProofMethod::Seal`] this is how much is proven, and lost, together.
+    /// makes at most 256 segments, or fewer where descriptors are scarce. With [`ProofMethod::Seal`] this is how much is proven, and lost, together.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = Some(bytes);
         self
@@ -89,7 +89,7 @@ impl HostMemoryBuilder {
         let segment = match self.segment_bytes {
             Some(bytes) if bytes.is_power_of_two() && bytes >= self.page.bytes() => bytes,
             Some(bytes) => return Err(HostError::SegmentSize { bytes, page: self.page }),
-            None => self.default_segment(),
+            None => self.default_segment(descriptors_left()),
         };
         let segments = self.segments_of(segment);
         allow_descriptors(segments)?;
@@ -135,8 +135,9 @@ impl HostMemoryBuilder {
         self.parts.iter().map(|part| part.bytes.div_ceil(segment)).sum()
     }
 
-    fn default_segment(&self) -> u64 {
-        let most = SEGMENTS_BY_DEFAULT.max(self.parts.len() as u64);
+    /// The smallest that makes at most 256 segments, or as few as there are descriptors for; at least one for each node.
+    fn default_segment(&self, descriptors: u64) -> u64 {
+        let most = SEGMENTS_BY_DEFAULT.min(descriptors).max(self.parts.len() as u64);
         let mut segment = self.page.bytes().max(LEAST_SEGMENT_BY_DEFAULT);
         while self.segments_of(segment) > most {
             segment *= 2;
@@ -188,8 +189,18 @@ fn check_hugepages(page: PageSize, asked: u64) -> Result<(), HostError> {
     Ok(())
 }
 
+/// How many segments the hard descriptor limit has room for. When it cannot be read, the check that follows says so.
+fn descriptors_left() -> u64 {
+    let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(_, hard)| hard);
+    hard.saturating_sub(open_descriptors()).saturating_sub(SPARE_DESCRIPTORS)
+}
+
+fn open_descriptors() -> u64 {
+    fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64)
+}
+
 fn allow_descriptors(segments: u64) -> Result<(), HostError> {
-    let open = fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64);
+    let open = open_descriptors();
     let wanted = segments.saturating_add(open).saturating_add(SPARE_DESCRIPTORS);
     raise(Resource::RLIMIT_NOFILE, wanted)?.map_or(Ok(()), |limit| Err(HostError::DescriptorLimit { segments, open, limit }))
 }
@@ -220,10 +231,11 @@ mod tests {
     #[test]
     fn the_default_segment_makes_at_most_256_of_them() {
         let tib = HostMemory::builder().bytes(1 << 40);
-        assert_eq!(tib.default_segment(), 4 << 30);
+        assert_eq!(tib.default_segment(20_000), 4 << 30);
         let small = HostMemory::builder().bytes(1 << 20);
-        assert_eq!(small.default_segment(), 2 << 20);
-        assert_eq!(HostMemory::builder().bytes((1 << 40) + 4096).default_segment(), 8 << 30);
+        assert_eq!(small.default_segment(20_000), 2 << 20);
+        assert_eq!(HostMemory::builder().bytes((1 << 40) + 4096).default_segment(20_000), 8 << 30);
+        assert_eq!(tib.default_segment(100), 16 << 30, "fewer and larger when descriptors are scarce");
     }
 
     #[test]

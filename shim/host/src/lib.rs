@@ -16,7 +16,30 @@
 //!
 //! On memfd and hugetlb the kernel chooses the physical pages, so frame numbers are *synthetic*: a frame is an offset in a
 //! segment's file. `unsafe` is fenced into `region` and `numa`.
+//!
+//! ```
+//! use pageless::{Backing, MapGuard};
+//! use pageless_host::{HostMapping, HostMemory, ProofMethod};
+//!
+//! let memory = HostMemory::builder().bytes(16 << 20).proof(ProofMethod::Seal).build()?;
+//! memory.commit(memory.frames())?;
+//! let mapping = HostMapping::new(&memory, [(0, memory.frames())])?;
+//! mapping.map(&MapGuard, memory.frames())?;
+//! mapping.write(4096, b"guest memory")?;
+//!
+//! // While this process maps it writable, the kernel does not let it be sealed: no proof.
+//! let stuck = memory.prove_granules(memory.frames()).unwrap_err();
+//! assert_eq!(stuck.cause.step, "F_ADD_SEALS(F_SEAL_WRITE)");
+//!
+//! mapping.unmap(memory.frames())?;
+//! memory.prove_granules(memory.frames())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![deny(unsafe_code)]
+
+// The unit tests share the integration tests' reservations, which name this crate from outside.
+#[cfg(test)]
+extern crate self as pageless_host;
 
 mod builder;
 mod error;

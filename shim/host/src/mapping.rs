@@ -308,3 +308,37 @@ fn map_error(errno: Errno, frames: PfnRange) -> MapError {
     let limit = fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|text| text.trim().parse().ok());
     MapError::NoRoom { frames, limit: limit.unwrap_or(0) }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "../tests/host/reservation.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod reservation;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use pageless::Backing;
+
+    use super::*;
+    use crate::ProofMethod;
+
+    /// An earlier mapping may have proven only part of what an operation covers, so a later one is asked for odd runs.
+    #[test]
+    fn an_odd_run_takes_its_huge_page_along_only_within_the_operation() {
+        let Some(_pages) = reservation::Reservation::take("odd runs 2M", PageSize::Huge2M, 2) else { return };
+        let memory =
+            HostMemory::builder().bytes(4 << 20).page(PageSize::Huge2M).proof(ProofMethod::ProcessUnmap).build().unwrap();
+        memory.commit(memory.frames()).unwrap();
+        let mapping = HostMapping::new(&memory, [(0, memory.frames())]).unwrap();
+        mapping.map_run(memory.frames()).unwrap();
+        let (first, second) = (memory.frames().sub(0, 512).unwrap(), memory.frames().sub(512, 512).unwrap());
+        let odd = memory.frames().sub(3, 5).unwrap();
+        assert!(matches!(mapping.check_cut(odd), Err(Refusal::Other(_))));
+        assert_eq!(mapping.unmap_run(odd, odd).unwrap_err().verdict, Verdict::Never);
+        assert_eq!(mapping.translations(memory.frames()), [memory.frames()]);
+        assert_eq!(mapping.unmap_run(first, odd), Ok(()));
+        assert_eq!(mapping.translations(memory.frames()), [second]);
+        assert_eq!(mapping.check_cut(odd), Ok(()), "nothing of it is mapped any more");
+    }
+}

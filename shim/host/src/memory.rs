@@ -15,7 +15,7 @@ use crate::{HostMemoryBuilder, PageSize, keeper};
 /// When to ask again for a proof that a mapping or a pin prevented.
 const RETRY_AFTER: Duration = Duration::from_millis(300);
 /// The kernel answers at once for a writable mapping and rescans for about 160 ms for a pin (host.md); an answer that took
-/// longer than this came from the rescans.
+/// longer than this came from the rescans, or from a very busy host: it decides the wording of a cause and nothing else.
 const RESCANNED: Duration = Duration::from_millis(75);
 const SEAL: &str = "F_ADD_SEALS(F_SEAL_WRITE)";
 
