@@ -135,7 +135,11 @@ mod tests {
     fn a_stuck_run_leaves_the_set_and_the_next_is_asked_without_it() {
         let asked = Asked { name: "ept", policy: &POLICY };
         let mut losses = Losses::default();
-        losses.ask(&asked, run(0, 10), |frames| if frames.contains(Pfn::new(4)) { stuck(run(4, 6), Verdict::Never) } else { Ok(()) });
+        losses.ask(
+            &asked,
+            run(0, 10),
+            |frames| if frames.contains(Pfn::new(4)) { stuck(run(4, 6), Verdict::Never) } else { Ok(()) },
+        );
         let mut seen = Vec::new();
         losses.ask(&asked, run(0, 10), |frames| {
             seen.push(frames);

@@ -74,7 +74,13 @@ impl Allocation {
     /// The names of the attached mappings, in the order in which they are asked.
     #[must_use]
     pub fn mappings(&self) -> Vec<Arc<str>> {
-        self.owned.mappings.load().iter().filter(|attached| !attached.retired).map(|attached| Arc::clone(&attached.name)).collect()
+        self.owned
+            .mappings
+            .load()
+            .iter()
+            .filter(|attached| !attached.retired)
+            .map(|attached| Arc::clone(&attached.name))
+            .collect()
     }
 
     /// Detaches a mapping, once it has proved every sound frame of the allocation unreachable through it.
@@ -139,7 +145,8 @@ impl Allocation {
                 if withdrawn { rest.insert(frames) } else { sound.insert(frames) }
             }
         }
-        let in_guest_order = |extent: &Extent| -> Vec<Extent> { sound.clipped(extent.frames).filter_map(|run| extent.clipped(run)).collect() };
+        let in_guest_order =
+            |extent: &Extent| -> Vec<Extent> { sound.clipped(extent.frames).filter_map(|run| extent.clipped(run)).collect() };
         let runs = extents.iter().flat_map(in_guest_order).collect();
         (runs, rest)
     }

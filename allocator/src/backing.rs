@@ -48,7 +48,8 @@ pub trait Backing: Send + Sync {
         let _ = frames;
     }
 
-    /// The mark on `frames` has been lifted by proof, reset or replacement.
+    /// The mark on `frames` has been lifted by reset or replacement, or is about to be asked about by [`Backing::prove`]; if
+    /// that proof does not come, [`Backing::keep_shut`] follows.
     fn lift(&self, frames: PfnRange) {
         let _ = frames;
     }

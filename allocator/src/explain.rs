@@ -66,8 +66,15 @@ impl fmt::Display for Explanation {
         match (self.state.occupancy, &self.owner) {
             (Occupancy::Free, _) => write!(f, "nobody has it")?,
             (occupancy, owner) => {
-                let (verb, owner) = (if occupancy == Occupancy::Allocated { "allocated to" } else { "released by" }, owner.as_deref());
-                write!(f, "{verb} {:?} at offset {:#x}, {:?}", owner.unwrap_or("?"), self.offset.unwrap_or(0), self.state.shareability)?;
+                let (verb, owner) =
+                    (if occupancy == Occupancy::Allocated { "allocated to" } else { "released by" }, owner.as_deref());
+                write!(
+                    f,
+                    "{verb} {:?} at offset {:#x}, {:?}",
+                    owner.unwrap_or("?"),
+                    self.offset.unwrap_or(0),
+                    self.state.shareability
+                )?;
             }
         }
         for mark in &self.marks {

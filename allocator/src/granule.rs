@@ -28,17 +28,16 @@ pub(crate) fn prove_frames(pool: &Inner, open: &mut [(OpenOperation<'_>, Losses)
     }
     for recall in recalls {
         let op = recall.op;
+        // The backing keeps withdrawn pages shut, so it must be told that these are to be proven, and told again if they
+        // are not.
+        recall.proven().for_each(|frames| pool.backing.lift(frames));
         recall.losses.ask(&asked, op.frames, |frames| pool.backing.prove(&op, frames));
+        recall.losses.runs().iter().for_each(|loss| pool.backing.keep_shut(loss.frames));
     }
 }
 
 /// Asks about whole granules.
-pub(crate) fn prove_whole(
-    pool: &Inner,
-    open: &mut [(OpenOperation<'_>, Losses)],
-    recalls: &mut [Recall],
-    told: &mut Reclaimed,
-) {
+pub(crate) fn prove_whole(pool: &Inner, open: &mut [(OpenOperation<'_>, Losses)], recalls: &mut [Recall], told: &mut Reclaimed) {
     let mut proven = RunSet::new();
     for (operation, losses) in &*open {
         operation.runs().iter().for_each(|run| proven.extend(losses.survivors(run.frames)));
@@ -46,10 +45,16 @@ pub(crate) fn prove_whole(
     recalls.iter().for_each(|recall| proven.extend(recall.proven()));
     for granule in granules(pool, &proven) {
         let Some(op) = describe(granule, open, recalls) else { continue };
-        match prove_one(pool, granule, &proven, &op) {
+        match prove_one(pool, granule, &proven, &op, recalls) {
             Proof::Proven => {}
             Proof::Incomplete => set_aside(pool, granule, open, recalls, told),
-            Proof::Stuck(stuck) => lose(granule, &stuck, open, recalls),
+            Proof::Stuck(stuck) => {
+                lose(granule, &stuck, open, recalls);
+                recalls
+                    .iter()
+                    .filter_map(|recall| recall.op.frames.intersect(granule))
+                    .for_each(|run| pool.backing.keep_shut(run));
+            }
         }
     }
 }
@@ -61,10 +66,11 @@ enum Proof {
     Stuck(Losses),
 }
 
-fn prove_one(pool: &Inner, granule: PfnRange, proven: &RunSet, op: &Operation) -> Proof {
+fn prove_one(pool: &Inner, granule: PfnRange, proven: &RunSet, op: &Operation, recalls: &[Recall]) -> Proof {
     let members: RunSet = pool.records.pieces(granule).map(|piece| piece.frames).collect();
     let others: Vec<PfnRange> = members.difference(proven).into_iter().collect();
     let Ok(claimed) = pool.transit.enter(|| claim(pool, &others)) else { return Proof::Incomplete };
+    recalls.iter().filter_map(|recall| recall.op.frames.intersect(granule)).for_each(|run| pool.backing.lift(run));
     let asked = Asked { name: "backing", policy: &pool.policy.retry };
     let mut losses = Losses::default();
     losses.ask(&asked, granule, |frames| pool.backing.prove(op, frames));

@@ -63,7 +63,8 @@ impl<'p> OpenOperation<'p> {
         let mut locked = pool.records.lock(&pieces);
         let purpose = if intent == Intent::Detach { Purpose::Use } else { Purpose::Change };
         pool.unobstructed(owned, &pieces, &mut locked, purpose)?;
-        let changes = target(intent).map(|target| how_much(&pieces, |piece| locked.gib(piece.record).to_change(piece.span, target)));
+        let changes =
+            target(intent).map(|target| how_much(&pieces, |piece| locked.gib(piece.record).to_change(piece.span, target)));
         if changes == Some(ToChange::Nothing) {
             return Ok(Begun::AlreadySo);
         }
@@ -89,10 +90,6 @@ impl<'p> OpenOperation<'p> {
     /// Takes over frames that the caller has marked itself.
     pub(crate) fn adopt(pool: &'p Inner, owned: &'p Ownership, id: OperationId, runs: Runs, intent: Intent) -> Self {
         Self { pool, owned, id, intent, runs, changes_all: true, open: true }
-    }
-
-    pub(crate) fn id(&self) -> OperationId {
-        self.id
     }
 
     /// Step 2. On refusal the marks are cleared.

@@ -127,7 +127,10 @@ fn touching_merged(runs: Vec<PfnRange>) -> Vec<PfnRange> {
 
 /// The same for runs of several nodes: an extent never spans two.
 fn merged(runs: Vec<PfnRange>, records: &Records) -> Vec<PfnRange> {
-    touching_merged(runs).into_iter().flat_map(|run| records.nodes().iter().filter_map(move |node| node.span().intersect(run))).collect()
+    touching_merged(runs)
+        .into_iter()
+        .flat_map(|run| records.nodes().iter().filter_map(move |node| node.span().intersect(run)))
+        .collect()
 }
 
 fn not_enough(nodes: &[&Node], request: &Request) -> AllocateError {

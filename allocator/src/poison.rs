@@ -63,7 +63,10 @@ impl Pool {
         self.0.check_lift(evidence, RESET)?;
         let failed = self.0.registry.lock().frames(Withdrawal::Failed);
         let kind = || EventKind::PlatformReset { evidence: evidence.into() };
-        failed.into_iter().flat_map(|run| self.0.records.pieces(run)).for_each(|piece| self.0.lift(piece, Withdrawal::Failed, &kind));
+        failed
+            .into_iter()
+            .flat_map(|run| self.0.records.pieces(run))
+            .for_each(|piece| self.0.lift(piece, Withdrawal::Failed, &kind));
         Ok(failed)
     }
 
@@ -79,7 +82,10 @@ impl Pool {
         }
         let poisoned: RunSet = self.0.registry.lock().frames(Withdrawal::Poisoned).clipped(frames).collect();
         let kind = || EventKind::HardwareReplaced { evidence: evidence.into() };
-        poisoned.into_iter().flat_map(|run| self.0.records.pieces(run)).for_each(|piece| self.0.lift(piece, Withdrawal::Poisoned, &kind));
+        poisoned
+            .into_iter()
+            .flat_map(|run| self.0.records.pieces(run))
+            .for_each(|piece| self.0.lift(piece, Withdrawal::Poisoned, &kind));
         Ok(poisoned)
     }
 }
@@ -122,7 +128,9 @@ impl Inner {
         let Some(node) = self.records.node_of(frames.start()) else { return };
         if node.frames.take_at(frames).is_err() {
             // Which of them are free is a race with allocating threads; either they get a frame out, or this does.
-            frames.iter().for_each(|pfn| drop(node.frames.take_at(PfnRange::single(pfn))));
+            for pfn in frames.iter() {
+                let _taken_by_either = node.frames.take_at(PfnRange::single(pfn));
+            }
         }
     }
 
@@ -139,7 +147,11 @@ impl Inner {
     /// Lifts one kind of mark from a piece. Frames that nobody has and that bear no other mark are free.
     fn lift(&self, piece: Piece, state: Withdrawal, kind: &dyn Fn() -> EventKind) {
         let mut gib = self.records.record(piece.record).lock();
-        if state == Withdrawal::Failed { gib.lift_failed(piece.span) } else { gib.lift_poisoned(piece.span) };
+        if state == Withdrawal::Failed {
+            gib.lift_failed(piece.span)
+        } else {
+            gib.lift_poisoned(piece.span)
+        };
         for entry in self.registry.lock().take(piece.frames, state) {
             if entry.told.state != state {
                 // Quarantined and failed runs share a table; a quarantine is not lifted by a reset.

@@ -55,8 +55,18 @@ impl Inner {
         let contents = if intent == Intent::Reclaim { Contents::Zero } else { owned.contents };
         let op = Operation { id, intent, contents, allocation: owned.id, frames, guest_offset: entry.told.offset };
         let mut recall = Recall { entry, owned, op, losses: Losses::default() };
+        self.leave_poisoned(&mut recall);
         self.ask_mappings(&mut recall);
         Some(recall)
+    }
+
+    /// A frame that was poisoned while it was quarantined has nothing to come back to: nobody is asked about it.
+    fn leave_poisoned(&self, recall: &mut Recall) {
+        let covering = self.registry.lock().covering(recall.op.frames);
+        for entry in covering.into_iter().filter(|entry| entry.told.state == Withdrawal::Poisoned) {
+            let verdict = Verdict::Retry { after: self.policy.retry.later_after };
+            recall.losses.add(entry.told.frames, verdict, recall.entry.told.cause.clone());
+        }
     }
 
     fn ask_mappings(&self, recall: &mut Recall) {

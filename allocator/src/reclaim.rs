@@ -110,10 +110,16 @@ impl Inner {
     }
 
     /// Marks what can be reclaimed of an owner's released frames, and asks its mappings.
-    fn ask_owner<'p>(&'p self, owned: &'p Ownership, asked: &RunSet, told: &mut Reclaimed) -> Option<(OpenOperation<'p>, Losses)> {
+    fn ask_owner<'p>(
+        &'p self,
+        owned: &'p Ownership,
+        asked: &RunSet,
+        told: &mut Reclaimed,
+    ) -> Option<(OpenOperation<'p>, Losses)> {
         let mut operation = self.mark_released(owned, asked, told)?;
         let frames: Vec<PfnRange> = operation.runs().iter().map(|run| run.frames).collect();
-        let waits = |why: &dyn Fn() -> WaitingFor| frames.iter().map(|run| Waiting { frames: *run, why: why() }).collect::<Vec<_>>();
+        let waits =
+            |why: &dyn Fn() -> WaitingFor| frames.iter().map(|run| Waiting { frames: *run, why: why() }).collect::<Vec<_>>();
         if !self.drained(&crate::operation::pieces_of(self, operation.runs())) {
             operation.cancel();
             told.waiting.extend(waits(&|| WaitingFor::Operation));
@@ -142,7 +148,9 @@ impl Inner {
     fn mark_released<'p>(&'p self, owned: &'p Ownership, asked: &RunSet, told: &mut Reclaimed) -> Option<OpenOperation<'p>> {
         let released = owned.released.lock().clone();
         let (mut id, mut runs) = (None, Runs::new());
-        for (extent, piece) in released.iter().flat_map(|extent| self.records.pieces(extent.frames).map(move |piece| (extent, piece))) {
+        for (extent, piece) in
+            released.iter().flat_map(|extent| self.records.pieces(extent.frames).map(move |piece| (extent, piece)))
+        {
             let mut gib = self.records.record(piece.record).lock();
             for (span, obstacle) in gib.reclaimable(piece.span, owned.id) {
                 let frames = span.in_gib_of(piece.frames.start());
@@ -209,7 +217,9 @@ impl Inner {
 fn push_joined(runs: &mut Runs, run: Option<Extent>) {
     let Some(run) = run else { return };
     match runs.last_mut() {
-        Some(last) if last.frames.end() == run.frames.start() && last.end() == run.offset => last.frames = last.frames.hull(run.frames),
+        Some(last) if last.frames.end() == run.frames.start() && last.end() == run.offset => {
+            last.frames = last.frames.hull(run.frames)
+        }
         _ => runs.push(run),
     }
 }

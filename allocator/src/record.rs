@@ -110,13 +110,15 @@ impl Records {
 
     /// The parts of `range` that belong to the pool, cut at GiBs and nodes, ascending.
     pub(crate) fn pieces(&self, range: PfnRange) -> impl Iterator<Item = Piece> + '_ {
-        self.nodes.iter().filter_map(move |node| node.span().intersect(range).map(|part| (node, part))).flat_map(|(node, part)| {
-            part.pieces(Order::GIB1).map(|frames| Piece {
-                record: node.record_of(frames.start()),
-                span: Span::head_of(frames),
-                frames,
-            })
-        })
+        self.nodes.iter().filter_map(move |node| node.span().intersect(range).map(|part| (node, part))).flat_map(
+            |(node, part)| {
+                part.pieces(Order::GIB1).map(|frames| Piece {
+                    record: node.record_of(frames.start()),
+                    span: Span::head_of(frames),
+                    frames,
+                })
+            },
+        )
     }
 
     /// Locks the records of all `pieces`, each once, in the order of frame numbers.

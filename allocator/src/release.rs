@@ -60,7 +60,8 @@ impl Allocation {
         let pieces = pieces_of(&self.pool, &runs);
         let mut locked = self.pool.records.lock(&pieces);
         self.pool.unobstructed(&self.owned, &pieces, &mut locked, Purpose::Change)?;
-        let released = pieces.iter().flat_map(|piece| self.pool.release_piece(&self.owned, locked.gib(piece.record), *piece)).collect();
+        let released =
+            pieces.iter().flat_map(|piece| self.pool.release_piece(&self.owned, locked.gib(piece.record), *piece)).collect();
         drop(locked);
         self.pool.enqueue(&self.owned);
         Ok(released)

@@ -51,7 +51,8 @@ impl Allocation {
     pub fn promote(&self, offset: u64, order: Order) -> Result<(), Blocked> {
         self.promotable(offset, order)?;
         let (block, piece) = self.block(offset, order)?;
-        let Begun::Open(mut operation) = OpenOperation::begin(&self.pool, &self.owned, smallvec::smallvec![block], Intent::Resize)?
+        let Begun::Open(mut operation) =
+            OpenOperation::begin(&self.pool, &self.owned, smallvec::smallvec![block], Intent::Resize)?
         else {
             return Ok(());
         };

@@ -75,7 +75,8 @@ impl Pool {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let pool = &self.0;
-        let mut stats = Stats { allocations: pool.owners.lock().values().filter(|owned| owned.is_live()).count() as u64, ..Stats::default() };
+        let mut stats =
+            Stats { allocations: pool.owners.lock().values().filter(|owned| owned.is_live()).count() as u64, ..Stats::default() };
         for node in pool.records.nodes() {
             let buildable = node.frames.buildable();
             stats.frames += node.span().frames();

@@ -160,7 +160,11 @@ impl Registry {
 
     /// The parts of entries that cover `frames`: quarantined and failed first, then poisoned.
     pub(crate) fn covering(&self, frames: PfnRange) -> Vec<Entry> {
-        [&self.unproven, &self.poisoned].into_iter().flat_map(|map| overlapping(map, frames)).filter_map(|e| e.clipped(frames)).collect()
+        [&self.unproven, &self.poisoned]
+            .into_iter()
+            .flat_map(|map| overlapping(map, frames))
+            .filter_map(|e| e.clipped(frames))
+            .collect()
     }
 
     /// Every entry.

@@ -31,7 +31,16 @@ impl Gib {
         let [unknown, quarantined, failed, poisoned] =
             self.rare.as_ref().map_or([0; 4], |rare| rare.planes().map(SparsePlane::frames));
         let converting = self.converting.marks().map(|mark| mark.span.frames()).sum();
-        FrameCounts { allocated, released, shared: self.share.shared_frames(), unknown, converting, quarantined, failed, poisoned }
+        FrameCounts {
+            allocated,
+            released,
+            shared: self.share.shared_frames(),
+            unknown,
+            converting,
+            quarantined,
+            failed,
+            poisoned,
+        }
     }
 
     /// The counts of one 2 MiB block, 0 to 511.

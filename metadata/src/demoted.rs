@@ -114,7 +114,10 @@ mod tests {
         let long = Span::new(100, 5 * 512 + 7).unwrap();
         assert_eq!(demoted.demote(long), NewDemotions { gib: true, blocks: [Some(0), Some(5)] });
         assert_eq!(demoted.demote(long), NewDemotions::default());
-        assert_eq!([0, 512, 5 * 512, 6 * 512].map(|frame| demoted.leaf(frame)), [Order::BASE, Order::MIB2, Order::BASE, Order::MIB2]);
+        assert_eq!(
+            [0, 512, 5 * 512, 6 * 512].map(|frame| demoted.leaf(frame)),
+            [Order::BASE, Order::MIB2, Order::BASE, Order::MIB2]
+        );
         assert_eq!(demoted.broken_blocks(), 2);
         demoted.promote_block(0);
         demoted.promote_block(5);

@@ -9,7 +9,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::{
     AllocationId, Converting, Demoted, FrameState, HoldId, HolderId, Holds, Intent, Mark, NoMemory, Occupancy, OperationId,
-    SharePlane, Shareability, Span, SparsePlane, Tenant, Tenure, Uniformity, Withdrawal,
+    SharePlane, Shareability, Span, SparsePlane, Tenant, Tenure, Uniformity, Withdrawal, obstacle::change_after,
 };
 
 /// The facts about one GiB of frames. No lock of its own: its user brings one.
@@ -133,7 +133,9 @@ impl Gib {
             self.demoted.promote_gib();
         } else {
             let [head, tail] = span.partial_blocks();
-            span.blocks().filter(|&block| Some(block) != head && Some(block) != tail).for_each(|block| self.demoted.promote_block(block));
+            span.blocks()
+                .filter(|&block| Some(block) != head && Some(block) != tail)
+                .for_each(|block| self.demoted.promote_block(block));
         }
     }
 
@@ -363,11 +365,7 @@ impl Rare {
 
     /// The planes of withdrawal, worst first.
     pub(crate) const fn withdrawals(&self) -> [(&SparsePlane, Withdrawal); 3] {
-        [
-            (&self.poisoned, Withdrawal::Poisoned),
-            (&self.failed, Withdrawal::Failed),
-            (&self.quarantined, Withdrawal::Quarantined),
-        ]
+        [(&self.poisoned, Withdrawal::Poisoned), (&self.failed, Withdrawal::Failed), (&self.quarantined, Withdrawal::Quarantined)]
     }
 
     /// Whether a frame of `span` is withdrawn.
@@ -382,11 +380,7 @@ impl Rare {
 
     /// Where, after the first frame of `span`, a mark begins or ends; the end of `span` where none does.
     fn next_change(&self, span: Span) -> u32 {
-        let edges = self.withdrawals().map(|(plane, _)| match plane.first_run_in(span) {
-            Some(run) if run.start() == span.start() => run.end(),
-            Some(run) => run.start(),
-            None => span.end(),
-        });
+        let edges = self.withdrawals().map(|(plane, _)| change_after(span, plane.first_run_in(span)));
         edges.into_iter().min().unwrap_or(span.end())
     }
 }

@@ -62,7 +62,9 @@ impl Holds {
     }
 
     fn unheld(&self, span: Span) -> Vec<Span> {
-        self.0.iter().fold(vec![span], |left, hold| left.into_iter().flat_map(|part| part.subtract(hold.span)).flatten().collect())
+        self.0
+            .iter()
+            .fold(vec![span], |left, hold| left.into_iter().flat_map(|part| part.subtract(hold.span)).flatten().collect())
     }
 }
 

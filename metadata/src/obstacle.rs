@@ -130,6 +130,46 @@ impl Gib {
         self.rare.as_ref()?.holds.overlap(span).map(|(at, holder)| (at, holder.clone()))
     }
 
+    /// The runs of `span` that are not poisoned.
+    #[must_use]
+    pub fn unpoisoned_runs(&self, span: Span) -> Vec<Span> {
+        self.split_by_withdrawal(span)
+            .into_iter()
+            .filter(|(_, mark)| *mark != Some(Withdrawal::Poisoned))
+            .map(|(part, _)| part)
+            .collect()
+    }
+
+    /// Every frame with this mark, as runs, ascending.
+    #[must_use]
+    pub fn marked_runs(&self, state: Withdrawal) -> Vec<Span> {
+        let planes = self.rare.iter().flat_map(|rare| rare.withdrawals());
+        planes.filter(|(_, kind)| *kind == state).flat_map(|(plane, _)| plane.runs().collect::<Vec<_>>()).collect()
+    }
+
+    /// The first run of `span` whose frames are all in the same state and of the same tenant.
+    #[must_use]
+    pub fn alike(&self, span: Span) -> Span {
+        let first = span.start();
+        let clip = |whole: Span, end: u32| Span::new(first, end.min(whole.end())).unwrap_or(whole);
+        let mut run = span;
+        // Each axis shortens the run to where it changes.
+        let tenant_end = match self.tenure.in_span(run).next() {
+            Some((part, _)) if part.start() == first => part.end(),
+            Some((part, _)) => part.start(),
+            None => run.end(),
+        };
+        run = clip(run, tenant_end);
+        run = clip(run, self.share.next_run(run, !self.share.is_shared(first)).map_or(run.end(), Span::start));
+        for plane in self.rare.iter().flat_map(|rare| rare.planes()) {
+            run = clip(run, change_after(run, plane.first_run_in(run)));
+        }
+        for mark in self.converting.marks() {
+            run = clip(run, change_after(run, mark.span.intersect(run)));
+        }
+        run
+    }
+
     /// The runs of `span` that are not withdrawn.
     #[must_use]
     pub fn sound_runs(&self, span: Span) -> Vec<Span> {
@@ -168,7 +208,8 @@ impl Gib {
         let mut rest = Some(span);
         while let Some(part) = rest {
             let held = self.holder(part).map(|(at, holder)| Obstacle::Held { at, holder });
-            let obstacle = [held, self.converting_obstacle(part)].into_iter().flatten().min_by_key(|obstacle| obstacle.at().start());
+            let obstacle =
+                [held, self.converting_obstacle(part)].into_iter().flatten().min_by_key(|obstacle| obstacle.at().start());
             let Some(obstacle) = obstacle else {
                 cut.push((part, None));
                 return;
@@ -208,7 +249,9 @@ impl Gib {
         if self.rare.as_ref().is_none_or(|rare| !rare.unknown.overlaps(span)) {
             return match (self.share.uniformity(span), target) {
                 (Uniformity::Mixed, _) => ToChange::Part,
-                (Uniformity::AllShared, Shareability::Shared) | (Uniformity::AllPrivate, Shareability::Private) => ToChange::Nothing,
+                (Uniformity::AllShared, Shareability::Shared) | (Uniformity::AllPrivate, Shareability::Private) => {
+                    ToChange::Nothing
+                }
                 _ => ToChange::Everything,
             };
         }
@@ -269,6 +312,15 @@ pub enum ToChange {
     Everything,
     /// Some of it.
     Part,
+}
+
+/// Where, after the first frame of `span`, a run begins or ends; the end of `span` without one.
+pub(crate) fn change_after(span: Span, run: Option<Span>) -> u32 {
+    match run {
+        Some(run) if run.start() == span.start() => run.end(),
+        Some(run) => run.start(),
+        None => span.end(),
+    }
 }
 
 fn joined_or_first(a: Span, b: Span) -> Span {

@@ -60,7 +60,8 @@ impl Tenure {
             Kind::Whole(word) => *word == allocation.get(),
             Kind::Parts(_) => {
                 let live = Tenant { allocation, released: false };
-                self.in_span(span).map(|(part, tenant)| if tenant == live { part.frames() } else { 0 }).sum::<u32>() == span.frames()
+                self.in_span(span).map(|(part, tenant)| if tenant == live { part.frames() } else { 0 }).sum::<u32>()
+                    == span.frames()
             }
         }
     }

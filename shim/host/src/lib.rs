@@ -1,0 +1,62 @@
+//! Memory of this host behind pageless: what the frames are made of, and what the kernel can be made to prove about them.
+//!
+//! Read bottom-up:
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | `page` | the three page sizes and which of them this host can provide now ([`probe`]) |
+//! | `numa` | asking the kernel for pages of one node |
+//! | `segment` | one memfd and the frames behind it |
+//! | `keeper` | descriptors that outlive their memory, because a withdrawn page must stay shut (I12) |
+//! | `builder` | cutting memory into segments, and every limit that can be in the way |
+//! | `memory` | [`HostMemory`], the backing: commit, scrub, prove, keep shut |
+//! | `region` | reserved addresses, really mapped and unmapped; copies that cannot fault |
+//! | `mapping` | [`HostMapping`], this process's page tables as a mapping |
+//! | `pin` | real kernel pins, to show what a proof sees |
+//!
+//! On memfd and hugetlb the kernel chooses the physical pages, so frame numbers are *synthetic*: a frame is an offset in a
+//! segment's file. `unsafe` is fenced into `region` and `numa`.
+//!
+//! ```
+//! use pageless::{Backing, MapGuard};
+//! use pageless_host::{HostMapping, HostMemory, ProofMethod};
+//!
+//! let memory = HostMemory::builder().bytes(16 << 20).proof(ProofMethod::Seal).build()?;
+//! memory.commit(memory.frames())?;
+//! let mapping = HostMapping::new(&memory, [(0, memory.frames())])?;
+//! mapping.map(&MapGuard, memory.frames())?;
+//! mapping.write(4096, b"guest memory")?;
+//!
+//! // While this process maps it writable, the kernel does not let it be sealed: no proof.
+//! let stuck = memory.prove_granules(memory.frames()).unwrap_err();
+//! assert_eq!(stuck.cause.step, "F_ADD_SEALS(F_SEAL_WRITE)");
+//!
+//! mapping.unmap(memory.frames())?;
+//! memory.prove_granules(memory.frames())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![deny(unsafe_code)]
+
+// The unit tests share the integration tests' reservations, which name this crate from outside.
+#[cfg(test)]
+extern crate self as pageless_host;
+
+mod builder;
+mod error;
+pub mod keeper;
+mod mapping;
+mod memory;
+#[allow(unsafe_code)] // three system calls without a safe wrapper: mbind, get_mempolicy, set_mempolicy
+mod numa;
+mod page;
+pub mod pin;
+#[allow(unsafe_code)] // maps, unmaps and copies: the addresses are its own reservation
+mod region;
+mod segment;
+
+pub use builder::HostMemoryBuilder;
+pub use error::{HostError, MapError};
+pub use mapping::HostMapping;
+pub use memory::{HostMemory, ProofMethod, Zeroing};
+pub use page::{PageAvailability, PageSize, probe};
+pub use segment::SegmentHandle;

@@ -1,0 +1,346 @@
+//! [`HostMapping`]: this process's own page tables as a mapping of one allocation.
+
+use std::fs;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use pageless::{Cause, FRAME_BYTES, MapGuard, Mapping, Operation, Order, Pfn, PfnRange, Refusal, Stuck, Verdict};
+
+use crate::region::{Gap, Region};
+use crate::{HostMemory, MapError, PageSize};
+
+/// An allocation's frames in this process's address space, at their guest offsets.
+///
+/// The addresses of the whole allocation are reserved once; frames are really mapped there under a map guard and really
+/// unmapped by [`invalidate`](Mapping::invalidate), whose proof is that `mmap` over them succeeded: the kernel flushes the
+/// processors' translations before it returns. Granule: 4 KiB on ordinary memory, the page on huge. It does not see other
+/// processes, other mappings of the same descriptor, nor kernel pins of the pages.
+///
+/// Bytes are reached through [`read`](Self::read) and [`write`](Self::write) only, which fail with a name where a pointer
+/// would fault; a child made by `fork` inherits none of them. An invalidation waits for the copies under way, at most 1 MiB each.
+#[derive(Debug)]
+pub struct HostMapping {
+    memory: HostMemory,
+    translations: Arc<Translations>,
+}
+
+/// Which frames lie where, and which of them are mapped.
+#[derive(Debug)]
+pub(crate) struct Translations {
+    /// By frame number.
+    extents: Vec<Extent>,
+    region: Region,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    frames: PfnRange,
+    /// The first frame's place in the region.
+    at: Pfn,
+}
+
+impl Extent {
+    /// Where `frames`, a part of this extent, lie in the region.
+    fn place(&self, frames: PfnRange) -> Option<PfnRange> {
+        let into = frames.start().get().checked_sub(self.frames.start().get())?;
+        PfnRange::from_len(self.at.add(into), frames.frames()).ok()
+    }
+
+    /// The frames at a part of the region that is this extent's.
+    fn frames_at(&self, place: PfnRange) -> Option<PfnRange> {
+        self.frames.sub(place.start().get().checked_sub(self.at.get())?, place.frames())
+    }
+}
+
+impl Translations {
+    /// The part of each extent that `frames` name, with its place in the region; by frame number.
+    fn places(&self, frames: PfnRange) -> impl Iterator<Item = (&Extent, PfnRange, PfnRange)> {
+        let first = self.extents.partition_point(|extent| extent.frames.end() <= frames.start());
+        self.extents[first..].iter().map_while(move |extent| {
+            let part = extent.frames.intersect(frames)?;
+            Some((extent, part, extent.place(part)?))
+        })
+    }
+
+    /// The runs of `frames` that are mapped now.
+    pub(crate) fn of(&self, frames: PfnRange) -> Vec<PfnRange> {
+        let mapped = |(extent, _, place): (&Extent, PfnRange, PfnRange)| {
+            let places = self.region.mapped_in(place);
+            places.into_iter().filter_map(|place| extent.frames_at(place)).collect::<Vec<_>>()
+        };
+        self.places(frames).flat_map(mapped).collect()
+    }
+}
+
+impl HostMapping {
+    /// Reserves addresses for an allocation: its extents as (guest offset in bytes, frames). Nothing is mapped yet. Offsets
+    /// and frames begin and end on the memory's pages; extents may come in any order and may leave gaps.
+    pub fn new(memory: &HostMemory, extents: impl IntoIterator<Item = (u64, PfnRange)>) -> Result<Self, MapError> {
+        let page = memory.page();
+        let mut given: Vec<(u64, PfnRange)> = extents.into_iter().collect();
+        let mut bytes = 0;
+        for &(offset, frames) in &given {
+            let end = offset.checked_add(frames.bytes()).filter(|end| end / FRAME_BYTES <= Pfn::LIMIT.get());
+            bytes = end.ok_or(MapError::NoAddresses { bytes: u64::MAX, errno: Errno::ENOMEM })?.max(bytes);
+            if !offset.is_multiple_of(page.bytes()) || !on_pages(frames, page) {
+                return Err(MapError::Unaligned { frames, offset, page });
+            }
+            if !memory.frames().contains_range(frames) {
+                return Err(MapError::Foreign { frames });
+            }
+        }
+        given.sort_unstable_by_key(|(offset, _)| *offset);
+        let overlap = |first: PfnRange, second: PfnRange| Err(MapError::Overlap { first, second });
+        if let Some(pair) = given.windows(2).find(|pair| pair[0].0 + pair[0].1.bytes() > pair[1].0) {
+            return overlap(pair[0].1, pair[1].1);
+        }
+        let extents = joined(given);
+        if let Some(pair) = extents.windows(2).find(|pair| pair[0].frames.overlaps(pair[1].frames)) {
+            return overlap(pair[0].frames, pair[1].frames);
+        }
+        if bytes == 0 {
+            return Err(MapError::Empty);
+        }
+        let region = Region::reserve(bytes, alignment(bytes, page)).map_err(|errno| MapError::NoAddresses { bytes, errno })?;
+        let translations = Arc::new(Translations { extents, region });
+        memory.register(&translations);
+        Ok(Self { memory: memory.clone(), translations })
+    }
+
+    /// Maps `frames`, which `guard` permits. Frames that are mapped already stay so. Adjacent frames of one segment cost one
+    /// mapping of the process together; scattered ones cost one each (vm.max_map_count).
+    pub fn map(&self, guard: &MapGuard<'_>, frames: PfnRange) -> Result<(), MapError> {
+        if !guard.covers(frames) {
+            return Err(MapError::NotGuarded { frames });
+        }
+        self.map_run(frames)
+    }
+
+    /// Maps `frames`. On an error the frames before the one it names stay mapped.
+    fn map_run(&self, frames: PfnRange) -> Result<(), MapError> {
+        let page = self.memory.page();
+        let covered: u64 = self.translations.places(frames).map(|(_, part, _)| part.frames()).sum();
+        if covered != frames.frames() {
+            return Err(MapError::Foreign { frames });
+        }
+        for (extent, part, place) in self.translations.places(frames) {
+            if !on_pages(part, page) {
+                return Err(MapError::Unaligned { frames: part, offset: place.start().get() * FRAME_BYTES, page });
+            }
+            let mut rest = Some(part);
+            while let Some(run) = rest {
+                let handle = self.memory.segment(run.start()).ok_or(MapError::NotCommitted { frames: run })?;
+                let (piece, after) = run.split_at(handle.frames().frames());
+                if let Some((piece, place)) = piece.and_then(|piece| Some((piece, extent.place(piece)?))) {
+                    self.translations.region.map(place, &handle.file, piece.start()).map_err(|errno| map_error(errno, piece))?;
+                }
+                rest = after;
+            }
+        }
+        Ok(())
+    }
+
+    /// Unmaps `frames` and proves it by the system call's success, as [`invalidate`](Mapping::invalidate) does: for whoever
+    /// uses the mapping without a pool. On [`Stuck`] the frames before `stuck.at` are unmapped.
+    pub fn unmap(&self, frames: PfnRange) -> Result<(), Stuck> {
+        self.unmap_run(frames, frames)
+    }
+
+    /// Copies the bytes at `offset`, in bytes from the start of the allocation, into `buffer`. Bytes that are not mapped at
+    /// the moment are an error, never a fault; what lies before them has then been copied.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), MapError> {
+        self.check_inside(offset, buffer.len())?;
+        self.translations.region.read(offset, buffer).map_err(unmapped)
+    }
+
+    /// Copies `bytes` to the bytes at `offset`, in bytes from the start of the allocation. Bytes that are not mapped at the
+    /// moment are an error, never a fault; what lies before them has then been written.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), MapError> {
+        self.check_inside(offset, bytes.len())?;
+        self.translations.region.write(offset, bytes).map_err(unmapped)
+    }
+
+    /// The runs of `frames` that are translated now.
+    #[must_use]
+    pub fn translations(&self, frames: PfnRange) -> Vec<PfnRange> {
+        self.translations.of(frames)
+    }
+
+    /// Whether the frame is translated now.
+    #[must_use]
+    pub fn is_mapped(&self, pfn: Pfn) -> bool {
+        !self.translations.of(PfnRange::single(pfn)).is_empty()
+    }
+
+    /// The region's length in bytes: the end of the extent that lies last in the guest.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.translations.region.bytes()
+    }
+
+    /// The address of the byte at guest offset 0, for asking the kernel about it (`/proc/self/maps`, a KVM memory slot).
+    /// It stays reserved while the mapping lives; a pointer made of it faults where nothing is mapped.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.translations.region.address()
+    }
+
+    pub(crate) fn region(&self) -> &Region {
+        &self.translations.region
+    }
+
+    pub(crate) fn check_inside(&self, offset: u64, bytes: usize) -> Result<(), MapError> {
+        let (size, bytes) = (self.bytes(), bytes as u64);
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= size);
+        if inside { Ok(()) } else { Err(MapError::Outside { offset, bytes, size }) }
+    }
+
+    /// Refuses `frames` that would cut a huge page which is mapped.
+    fn check_cut(&self, frames: PfnRange) -> Result<(), Refusal> {
+        let page = self.memory.page();
+        if on_pages(frames, page) {
+            return Ok(());
+        }
+        let edges = [frames.start(), Pfn::new(frames.end().get() - 1)];
+        let cut = edges.iter().map(|pfn| PfnRange::block(*pfn, page.order())).find(|block| !frames.contains_range(*block));
+        match cut.filter(|block| !self.translations.of(*block).is_empty()) {
+            Some(block) => {
+                Err(Refusal::Other(format!("{frames} cuts the {page} page {block}, and hugetlb mappings cannot be split").into()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Unmaps `frames` and no others, but for a huge page that lies wholly in `all`: that goes as one.
+    fn unmap_run(&self, all: PfnRange, frames: PfnRange) -> Result<(), Stuck> {
+        let order = self.memory.page().order();
+        let widened = PfnRange::new(frames.start().align_down(order), frames.end().align_up(order)).unwrap_or(frames);
+        let frames = if all.contains_range(widened) { widened } else { frames };
+        if let Err(refusal) = self.check_cut(frames) {
+            return Err(Stuck {
+                at: frames,
+                verdict: Verdict::Never,
+                cause: Cause::new("mmap", Errno::EINVAL as u64, refusal.to_string()),
+            });
+        }
+        for (_, part, place) in self.translations.places(frames) {
+            if let Err(errno) = self.translations.region.unmap(place) {
+                let at = PfnRange::new(part.start(), frames.end()).unwrap_or(part);
+                // ENOMEM: no room to cut a mapping in two (vm.max_map_count) or no memory. It passes; nothing else does.
+                let verdict = if errno == Errno::ENOMEM { Verdict::Retry { after: RETRY_AFTER } } else { Verdict::Never };
+                return Err(Stuck { at, verdict, cause: Cause::new("mmap(PROT_NONE)", errno as u64, errno.desc()) });
+            }
+        }
+        Ok(())
+    }
+}
+
+const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(100);
+
+impl Mapping for HostMapping {
+    /// Nothing to demote: the kernel cuts its mappings at 4 KiB itself. A run that would cut a huge page is refused.
+    fn prepare(&self, op: &Operation) -> Result<(), Refusal> {
+        self.check_cut(op.frames)
+    }
+
+    /// Unmaps `frames` and proves it by the system call's success. A huge page goes as a whole, where all of it is part of
+    /// the operation.
+    fn invalidate(&self, op: &Operation, frames: PfnRange) -> Result<(), Stuck> {
+        self.unmap_run(op.frames, frames)
+    }
+
+    /// Whether the block is one piece here: all of it mapped, in one extent and one segment, and as aligned in addresses and
+    /// in the file as in frames. Then nothing of this mapping stands against a larger leaf; the kernel alone decides whether
+    /// it uses one (on hugetlb it always does).
+    fn promote(&self, block: PfnRange) -> Result<(), Refusal> {
+        let aligned = |order: Order, number: u64| number.is_multiple_of(order.frames());
+        let Some(order) = Order::DESCENDING.into_iter().find(|order| order.frames() == block.frames()) else {
+            return Err(Refusal::Other(format!("{block} is no block of a leaf's size").into()));
+        };
+        if self.translations.of(block) != [block] {
+            return Err(Refusal::Other(format!("{block} is not mapped as one piece").into()));
+        }
+        let segment = self.memory.segment(block.start()).filter(|segment| segment.frames().contains_range(block));
+        let (Some(segment), Some((_, _, place))) = (segment, self.translations.places(block).next()) else {
+            return Err(Refusal::Other(format!("{block} spans two segments").into()));
+        };
+        let address = self.translations.region.address() as u64 / FRAME_BYTES + place.start().get();
+        match aligned(order, address) && aligned(order, segment.offset() / FRAME_BYTES) {
+            true => Ok(()),
+            false => Err(Refusal::Other(
+                format!("{block} is aligned to {order} in frames, but not in addresses or in its file").into(),
+            )),
+        }
+    }
+}
+
+/// As aligned as the largest leaf that fits, so that the kernel may use it: addresses cost nothing.
+fn alignment(bytes: u64, page: PageSize) -> u64 {
+    Order::largest_fit(Pfn::new(0), bytes / FRAME_BYTES).bytes().max(page.bytes())
+}
+
+fn on_pages(frames: PfnRange, page: PageSize) -> bool {
+    frames.start().is_aligned(page.order()) && frames.end().is_aligned(page.order())
+}
+
+/// Extents that follow each other both in the guest and in frames become one; by frame number.
+fn joined(by_offset: Vec<(u64, PfnRange)>) -> Vec<Extent> {
+    let mut extents: Vec<Extent> = Vec::with_capacity(by_offset.len());
+    for (offset, frames) in by_offset {
+        let at = Pfn::new(offset / FRAME_BYTES);
+        match extents.last_mut() {
+            Some(last) if last.frames.end() == frames.start() && last.at.add(last.frames.frames()) == at => {
+                last.frames = last.frames.hull(frames);
+            }
+            _ => extents.push(Extent { frames, at }),
+        }
+    }
+    extents.sort_unstable_by_key(|extent| extent.frames);
+    extents
+}
+
+fn unmapped(gap: Gap) -> MapError {
+    MapError::Unmapped { offset: gap.offset, done: gap.done }
+}
+
+fn map_error(errno: Errno, frames: PfnRange) -> MapError {
+    if errno != Errno::ENOMEM {
+        return MapError::Os { step: "mmap", errno };
+    }
+    let limit = fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|text| text.trim().parse().ok());
+    MapError::NoRoom { frames, limit: limit.unwrap_or(0) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "../tests/host/reservation.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod reservation;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use pageless::Backing;
+
+    use super::*;
+    use crate::ProofMethod;
+
+    /// An earlier mapping may have proven only part of what an operation covers, so a later one is asked for odd runs.
+    #[test]
+    fn an_odd_run_takes_its_huge_page_along_only_within_the_operation() {
+        let Some(_pages) = reservation::Reservation::take("odd runs 2M", PageSize::Huge2M, 2) else { return };
+        let memory =
+            HostMemory::builder().bytes(4 << 20).page(PageSize::Huge2M).proof(ProofMethod::ProcessUnmap).build().unwrap();
+        memory.commit(memory.frames()).unwrap();
+        let mapping = HostMapping::new(&memory, [(0, memory.frames())]).unwrap();
+        mapping.map_run(memory.frames()).unwrap();
+        let (first, second) = (memory.frames().sub(0, 512).unwrap(), memory.frames().sub(512, 512).unwrap());
+        let odd = memory.frames().sub(3, 5).unwrap();
+        assert!(matches!(mapping.check_cut(odd), Err(Refusal::Other(_))));
+        assert_eq!(mapping.unmap_run(odd, odd).unwrap_err().verdict, Verdict::Never);
+        assert_eq!(mapping.translations(memory.frames()), [memory.frames()]);
+        assert_eq!(mapping.unmap_run(first, odd), Ok(()));
+        assert_eq!(mapping.translations(memory.frames()), [second]);
+        assert_eq!(mapping.check_cut(odd), Ok(()), "nothing of it is mapped any more");
+    }
+}
