@@ -60,9 +60,10 @@ impl Allocation {
 
     fn convert_as_mapped(&self, range: &Range<u64>, intent: Intent) -> Result<Converted, Convert> {
         let runs = self.runs(range)?;
-        let frames = || runs.iter().map(|run| run.frames).collect();
-        let mut operation = match OpenOperation::begin(&self.pool, &self.owned, runs.clone(), intent)? {
-            Begun::AlreadySo => return Ok(Converted { frames: frames(), changed: false }),
+        let mut operation = match OpenOperation::begin(&self.pool, &self.owned, runs, intent)? {
+            Begun::AlreadySo(runs) => {
+                return Ok(Converted { frames: runs.iter().map(|run| run.frames).collect(), changed: false });
+            }
             Begun::Open(operation) => operation,
         };
         // Read after the mark: see `Ownership::mappings`.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pageless_metadata::{FRAME_BYTES, Pfn, PfnRange};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::sync::{AtomicU64, Ordering, RwLock};
 
@@ -81,6 +81,11 @@ impl Extents {
     pub(crate) fn translate(&self, range: &Range<u64>) -> Runs {
         self.with(|extents| {
             let from = extents.partition_point(|extent| extent.end() <= range.start);
+            match extents.get(from).and_then(|extent| extent.within(range)) {
+                // The usual case: one extent has all of it.
+                Some(run) if run.end() == range.end => return smallvec![run],
+                _ => {}
+            }
             extents[from..].iter().map_while(|extent| extent.within(range)).collect()
         })
     }

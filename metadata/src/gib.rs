@@ -196,6 +196,22 @@ impl Gib {
         parts
     }
 
+    /// Ends a proven conversion that nothing came between, at no more cost than it must have: no rare fact in the GiB, one
+    /// live owner, the mark as it was set. Says false, and does nothing, where [`finish`](Self::finish) must look closer.
+    pub fn flip(&mut self, operation: OperationId, span: Span, intent: Intent) -> bool {
+        let live = matches!(self.tenure.sole(span), Some(Tenant { released: false, .. }));
+        if self.rare.is_some() || !live || !changes_shareability(intent) {
+            return false;
+        }
+        if !self.converting.clear_exact(Mark { span, operation, intent }) {
+            return false;
+        }
+        self.share.set(span, intent == Intent::Share);
+        self.share.unreserve(span);
+        self.demoted.demote(span);
+        true
+    }
+
     /// A retry brought the proof for the quarantined frames of `span`: lifts the quarantine and carries the intent out.
     pub fn prove_later(&mut self, span: Span, intent: Intent) -> Parts {
         let mut parts = Parts::new();

@@ -27,6 +27,7 @@ enum Kind {
     /// One tenant has all frames. The released flag is the top bit, which allocation ids leave free.
     Whole(u64),
     /// Intervals by start; the value holds the end. Neighbours of one tenant are merged. Boxed to keep the record small.
+    #[allow(clippy::box_collection, reason = "the map itself is three words, the record has room for one")]
     Parts(Box<BTreeMap<u32, (u32, Tenant)>>),
 }
 
@@ -69,6 +70,9 @@ impl Tenure {
     /// The one tenant of all frames of `span`, if there is one.
     #[must_use]
     pub fn sole(&self, span: Span) -> Option<Tenant> {
+        if let Kind::Whole(word) = self.0 {
+            return Some(unpack(word));
+        }
         let mut tenants = self.in_span(span);
         let (part, tenant) = tenants.next()?;
         (part == span).then_some(tenant)
