@@ -21,11 +21,14 @@ impl Frames {
     /// The leaf around `at` may have all its frames, as one of its words has.
     #[inline]
     pub(super) fn offer_full(&self, group: &Group, lane: &Lane, at: Place) {
-        if !lane.leaf_is_full(at.block()) {
-            return;
-        }
         let told = has(&lane.full, at.block()) && has(&group.blocks, at.gib());
-        if !told || (!has(&group.full, at.gib()) && group.may_be_full(at.gib())) {
+        if !(told && has(&group.full, at.gib())) {
+            self.offer_untold(group, lane, at, told);
+        }
+    }
+
+    fn offer_untold(&self, group: &Group, lane: &Lane, at: Place, told: bool) {
+        if lane.leaf_is_full(at.block()) && (!told || group.may_be_full(at.gib())) {
             self.hint_full(group, lane, at);
         }
     }

@@ -28,7 +28,7 @@ use smallvec::SmallVec;
 use moves::Moves;
 use outcome::first_outside;
 pub use outcome::{Buildable, PutError, TakeAtError};
-use place::{GROUP_LOG2, Place, pieces};
+use place::{GROUP_LOG2, Level, Piece, Place, first_piece, pieces};
 use prefer::Preferences;
 use store::{Group, Lane, Top, lanes_up_to};
 
@@ -139,17 +139,20 @@ impl Frames {
     /// first outside the span.
     #[inline]
     pub fn put(&self, range: PfnRange) -> Result<(), PutError> {
-        if let Some(pfn) = first_outside(self.span, range) {
-            return Err(PutError::Foreign { pfn, span: self.span });
+        if !self.span.contains_range(range) {
+            return Err(self.foreign(range));
         }
         let (at, end) = (self.place(range.start()).0, self.place(range.end()).0);
         if end - at == 1 {
             return self.put_frame(Place(at)).map_err(|_| PutError::AlreadyFree { pfn: range.start() });
         }
-        if let Some(place) = pieces(at, end).find_map(|piece| self.first_free(piece)) {
-            return Err(PutError::AlreadyFree { pfn: self.pfn(place) });
+        let whole = first_piece(at, end);
+        if at + whole.frames() == end {
+            // One word speaks for all of it: most runs are blocks.
+            let put = self.first_free(whole).map_or_else(|| self.publish(whole), Err);
+            return put.map_err(|place| PutError::AlreadyFree { pfn: self.pfn(place) });
         }
-        pieces(at, end).try_for_each(|piece| self.publish(piece).map_err(|place| self.raced(place, piece.start)))
+        self.put_pieces(at, end)
     }
 
     /// Puts single taken frames back, faster than one by one, in any order. A frame named twice is a double free. Errors as
@@ -224,9 +227,27 @@ impl Frames {
         self.audit()
     }
 
+    #[inline]
     fn frame_is_free(&self, pfn: Pfn) -> bool {
-        let at = self.place(pfn).0;
-        pieces(at, at + 1).any(|piece| self.first_free(piece).is_some())
+        let at = self.place(pfn);
+        self.first_free(Piece { level: Level::Frames, start: at, mask: 1 << at.bit() }).is_some()
+    }
+
+    fn put_pieces(&self, at: u64, end: u64) -> Result<(), PutError> {
+        if let Some(place) = pieces(at, end).find_map(|piece| self.first_free(piece)) {
+            return Err(PutError::AlreadyFree { pfn: self.pfn(place) });
+        }
+        pieces(at, end).try_for_each(|piece| {
+            self.publish(piece).map_err(|place| match piece.start.0 == at {
+                true => PutError::AlreadyFree { pfn: self.pfn(place) },
+                false => self.raced(place, piece.start),
+            })
+        })
+    }
+
+    #[cold]
+    fn foreign(&self, range: PfnRange) -> PutError {
+        PutError::Foreign { pfn: first_outside(self.span, range).unwrap_or(range.start()), span: self.span }
     }
 
     fn raced(&self, place: Place, from: Place) -> PutError {
@@ -255,6 +276,7 @@ impl Frames {
     /// A group's lanes, made if need be: all 512, or in the last group as many as the span has.
     #[inline]
     fn lanes(&self, group: usize) -> &[Lane] {
-        self.groups[group].lanes_or_new(lanes_up_to(self.place(self.span.end()), group))
+        let lanes = self.groups[group].lanes();
+        lanes.unwrap_or_else(|| self.groups[group].lanes_or_new(lanes_up_to(self.place(self.span.end()), group)))
     }
 }

@@ -100,6 +100,7 @@ pub(super) enum Level {
 
 impl Level {
     /// log2 of the frames that one bit speaks for.
+    #[inline]
     pub(super) fn log2(self) -> u32 {
         match self {
             Self::Gibs => 18,
@@ -118,29 +119,43 @@ pub(super) struct Piece {
 }
 
 impl Piece {
+    /// How many frames it has.
+    #[inline]
+    pub(super) fn frames(&self) -> u64 {
+        u64::from(self.mask.count_ones()) << self.level.log2()
+    }
+
     /// The first frame of `bit` of the mask's word.
+    #[inline]
     pub(super) fn of_bit(&self, bit: u32) -> Place {
         let log2 = self.level.log2();
         Place((self.start.0 & !((64u64 << log2) - 1)) | (u64::from(bit) << log2))
     }
 }
 
+/// The first of [`pieces`]; `at` is before `end`.
+#[inline]
+pub(super) fn first_piece(at: u64, end: u64) -> Piece {
+    let left = end - at;
+    let level = match left {
+        _ if at.is_multiple_of(1 << 18) && left >= 1 << 18 => Level::Gibs,
+        _ if at.is_multiple_of(512) && left >= 512 => Level::Blocks,
+        _ => Level::Frames,
+    };
+    let log2 = level.log2();
+    let from = (at >> log2) & 63;
+    let count = (left >> log2).min(64 - from);
+    #[allow(clippy::cast_possible_truncation, reason = "both are at most 64")]
+    let mask = ones(from as u32, count as u32);
+    Piece { level, start: Place(at), mask }
+}
+
 /// The run from `at` to `end` cut into pieces, ascending, each at the largest level that fits.
 #[inline]
 pub(super) fn pieces(mut at: u64, end: u64) -> impl Iterator<Item = Piece> {
     std::iter::from_fn(move || {
-        let left = end.checked_sub(at).filter(|&left| left > 0)?;
-        let level = match left {
-            _ if at.is_multiple_of(1 << 18) && left >= 1 << 18 => Level::Gibs,
-            _ if at.is_multiple_of(512) && left >= 512 => Level::Blocks,
-            _ => Level::Frames,
-        };
-        let log2 = level.log2();
-        let from = (at >> log2) & 63;
-        let count = (left >> log2).min(64 - from);
-        #[allow(clippy::cast_possible_truncation, reason = "both are at most 64")]
-        let piece = Piece { level, start: Place(at), mask: ones(from as u32, count as u32) };
-        at += count << log2;
+        let piece = (at < end).then(|| first_piece(at, end))?;
+        at += piece.frames();
         Some(piece)
     })
 }

@@ -57,6 +57,7 @@ impl Group {
     }
 
     /// The lanes, made if need be; `count` of them.
+    #[cold]
     pub(super) fn lanes_or_new(&self, count: usize) -> &[Lane] {
         self.lanes.get_or_init(|| (0..count.min(GROUP_LANES)).map(|_| Lane::default()).collect())
     }
@@ -100,6 +101,11 @@ impl Lane {
     /// The block's leaf, made if need be.
     #[inline]
     pub(super) fn leaf_or_new(&self, block: u32) -> &Leaf {
+        self.leaf(block).unwrap_or_else(|| self.new_leaf(block))
+    }
+
+    #[cold]
+    fn new_leaf(&self, block: u32) -> &Leaf {
         &self.leaves.get_or_init(|| Box::new(std::array::from_fn(|_| Leaf::default())))[block as usize & 63]
     }
 
