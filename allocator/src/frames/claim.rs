@@ -37,22 +37,28 @@ impl Frames {
         let missing = match piece.level {
             Level::Gibs => self.claim_word(&group.whole, piece, claimed),
             Level::Blocks => {
-                self.cut_around(at, false);
+                self.cut_gib_around(at);
                 self.claim_word(&self.lanes(at.group())[at.lane()].whole, piece, claimed)
             }
-            Level::Frames => {
-                self.cut_around(at, true);
-                let leaf = self.lanes(at.group())[at.lane()].leaf_or_new(at.block());
-                return match take_all(&leaf.0[at.word()], piece.mask) {
-                    Ok(()) => {
-                        claimed.push(piece);
-                        true
-                    }
-                    Err(_) => false,
-                };
-            }
+            Level::Frames => return self.claim_frames(piece, claimed),
         };
         each_bit(missing).all(|bit| self.claim_parts(piece.level, piece.of_bit(bit), claimed))
+    }
+
+    fn claim_frames(&self, piece: Piece, claimed: &mut Claimed) -> bool {
+        let at = piece.start;
+        self.cut_gib_around(at);
+        let lane = &self.lanes(at.group())[at.lane()];
+        let took = if take_all(&lane.whole, ones(at.block(), 1)).is_ok() {
+            self.cut_block(&self.groups[at.group()], lane, at, piece.mask);
+            true
+        } else {
+            take_all(&lane.leaf_or_new(at.block()).0[at.word()], piece.mask).is_ok()
+        };
+        if took {
+            claimed.push(piece);
+        }
+        took
     }
 
     /// Takes those of the piece's bits that are set; the others.

@@ -6,7 +6,7 @@
 use pageless_metadata::Order;
 
 use super::Frames;
-use super::place::{GIB_LANES, Place, each_bit, ones};
+use super::place::{GIB_LANES, LANE_LOG2, Place, each_bit, ones};
 use super::prefer::Slot;
 use super::store::{CLASSES, Group, Lane, Supply, lane_of_gib, take_all, take_lowest};
 use crate::sync::Ordering;
@@ -38,7 +38,7 @@ impl Frames {
     pub(super) fn take_block(&self) -> Option<Place> {
         let slot = self.preferences.mine();
         if let Some(number) = slot.lane() {
-            let at = Place(number << super::place::LANE_LOG2);
+            let at = Place(number << LANE_LOG2);
             if let Some(lane) = self.groups[at.group()].lanes().and_then(|lanes| lanes.get(at.lane()))
                 && let Some(block) = take_lowest(&lane.whole)
             {
@@ -72,14 +72,22 @@ impl Frames {
 
     #[cold]
     fn seek_block(&self, slot: &Slot) -> Option<Place> {
-        self.seek_uncut(slot, Courtesy::Polite)
-            .or_else(|| self.seek_full_leaf())
-            .or_else(|| self.seek_uncut(slot, Courtesy::Starving))
+        self.seek_whole(slot, Courtesy::Polite)
+            .or_else(|| self.seek_whole(slot, Courtesy::Starving))
             .or_else(|| self.cut_any_gib())
     }
 
-    /// Shows `look` the GiBs that may have such frames, fullest first.
-    fn by_fullness<T>(&self, supply: Supply, mut look: impl FnMut(usize, &Group, u32) -> Option<T>) -> Option<T> {
+    /// Shows `look` the GiBs that may have such frames, fullest first; a polite seeker has patience for a few only.
+    fn by_fullness<T>(
+        &self,
+        supply: Supply,
+        courtesy: Courtesy,
+        mut look: impl FnMut(usize, &Group, u32) -> Option<T>,
+    ) -> Option<T> {
+        /// GiBs that a polite seeker looks at before it starves: a preference must not cost a walk over all memory.
+        const PATIENCE: u32 = 16;
+        self.groups_with(supply).next()?;
+        let mut seen = 0;
         for class in 0..CLASSES {
             for index in self.groups_with(supply) {
                 let group = &self.groups[index];
@@ -89,10 +97,15 @@ impl Frames {
                 }
                 for gib in each_bit(supplied & group.of_class(class)) {
                     // One that turns out emptier than it was filed is met again in its own class.
-                    if self.classify(index, gib) <= class
-                        && let Some(found) = look(index, group, gib)
-                    {
+                    if self.classify(index, gib) > class {
+                        continue;
+                    }
+                    if let Some(found) = look(index, group, gib) {
                         return Some(found);
+                    }
+                    seen += 1;
+                    if courtesy == Courtesy::Polite && seen == PATIENCE {
+                        return None;
                     }
                 }
             }
@@ -102,7 +115,7 @@ impl Frames {
 
     /// A frame of a leaf that is cut already.
     fn seek_mixed(&self, slot: &Slot, courtesy: Courtesy) -> Option<Place> {
-        self.by_fullness(Supply::Some, |index, group, gib| {
+        self.by_fullness(Supply::Some, courtesy, |index, group, gib| {
             let mut left = false;
             for (nth, lane) in group.lanes_of(gib).iter().enumerate() {
                 let mixed = lane.some.load(Ordering::SeqCst);
@@ -129,7 +142,7 @@ impl Frames {
 
     /// A frame of a whole block, which is cut for it.
     fn seek_block_to_cut(&self, slot: &Slot) -> Option<Place> {
-        self.by_fullness(Supply::Blocks, |index, group, gib| {
+        self.by_fullness(Supply::Blocks, Courtesy::Starving, |index, group, gib| {
             for (nth, lane) in group.lanes_of(gib).iter().enumerate() {
                 let number = lane_of_gib(gib, nth);
                 for block in each_bit(lane.full.load(Ordering::SeqCst)) {
@@ -146,7 +159,7 @@ impl Frames {
                 let _move = self.moves.begin();
                 if let Some(block) = take_lowest(&lane.whole) {
                     let at = Place::of_block(index, number, block);
-                    self.cut_block(group, lane, at, !1);
+                    self.cut_block(group, lane, at, 1);
                     slot.prefer_word(at.0 >> 6);
                     return Some(at);
                 }
@@ -156,40 +169,40 @@ impl Frames {
         })
     }
 
-    /// A whole block that was never cut.
-    fn seek_uncut(&self, slot: &Slot, courtesy: Courtesy) -> Option<Place> {
-        self.by_fullness(Supply::Blocks, |index, group, gib| {
+    /// A whole block: one that was never cut, or else one that has all its frames again.
+    fn seek_whole(&self, slot: &Slot, courtesy: Courtesy) -> Option<Place> {
+        self.by_fullness(Supply::Blocks, courtesy, |index, group, gib| {
+            let lanes = group.lanes_of(gib);
             let mut left = false;
-            for (nth, lane) in group.lanes_of(gib).iter().enumerate() {
+            for (nth, lane) in lanes.iter().enumerate() {
+                if lane.whole.load(Ordering::SeqCst) == 0 {
+                    continue;
+                }
                 let at = Place::of_block(index, lane_of_gib(gib, nth), 0);
-                let number = at.0 >> super::place::LANE_LOG2;
+                let number = at.0 >> LANE_LOG2;
                 if courtesy == Courtesy::Polite && self.preferences.others_want_lane(slot, number) {
                     left = true;
                 } else if let Some(block) = take_lowest(&lane.whole) {
                     slot.prefer_lane(number);
                     return Some(Place::of_block(index, at.lane(), block));
                 }
-                left |= lane.may_have_blocks() != 0;
             }
-            if !left {
-                self.clear_gib(Supply::Blocks, index, gib);
-            }
-            None
-        })
-    }
-
-    /// A whole block that was cut and has all its frames again.
-    fn seek_full_leaf(&self) -> Option<Place> {
-        self.by_fullness(Supply::Blocks, |index, group, gib| {
-            for (nth, lane) in group.lanes_of(gib).iter().enumerate() {
+            for (nth, lane) in lanes.iter().enumerate() {
                 for block in each_bit(lane.full.load(Ordering::SeqCst)) {
                     let at = Place::of_block(index, lane_of_gib(gib, nth), block);
+                    if courtesy == Courtesy::Polite && self.preferences.others_want_block(slot, at.0 >> 9) {
+                        left = true;
+                        continue;
+                    }
                     let took = lane.leaf_is_full(block) && self.claim(at.0, at.0 + Order::MIB2.frames());
                     self.clear_full(group, lane, at);
                     if took {
                         return Some(at);
                     }
                 }
+            }
+            if !left {
+                self.clear_gib(Supply::Blocks, index, gib);
             }
             None
         })
@@ -246,29 +259,19 @@ impl Frames {
         self.hint_blocks(group, at);
     }
 
-    /// Makes the block at `at`, whose bit the caller has taken, free frames: those of `first` in its first word, and all of
-    /// the others. The caller holds a move.
-    pub(super) fn cut_block(&self, group: &Group, lane: &Lane, at: Place, first: u64) {
+    /// Makes the block around `at`, whose bit the caller has taken, free frames, except those of `kept` in the word of `at`,
+    /// which stay the caller's. The caller holds a move.
+    pub(super) fn cut_block(&self, group: &Group, lane: &Lane, at: Place, kept: u64) {
         for (nth, word) in lane.leaf_or_new(at.block()).0.iter().enumerate() {
-            word.fetch_or(if nth == 0 { first } else { !0 }, Ordering::SeqCst);
+            word.fetch_or(if nth == at.word() { !kept } else { !0 }, Ordering::SeqCst);
         }
         self.hint_some(group, lane, at);
-        if first == !0 {
-            self.offer_full(group, lane, at);
-        }
     }
 
-    /// Cuts the GiB around `at` if it is whole, and if `block` the block too. The caller holds a move.
-    pub(super) fn cut_around(&self, at: Place, block: bool) {
-        let group = &self.groups[at.group()];
-        if take_all(&group.whole, ones(at.gib(), 1)).is_ok() {
+    /// Cuts the GiB around `at` if it is whole. The caller holds a move.
+    pub(super) fn cut_gib_around(&self, at: Place) {
+        if take_all(&self.groups[at.group()].whole, ones(at.gib(), 1)).is_ok() {
             self.cut_gib(at.align_down(Order::GIB1));
-        }
-        if block {
-            let lane = &self.lanes(at.group())[at.lane()];
-            if take_all(&lane.whole, ones(at.block(), 1)).is_ok() {
-                self.cut_block(group, lane, at.align_down(Order::MIB2), !0);
-            }
         }
     }
 }
