@@ -135,3 +135,28 @@ fn a_take_and_a_take_at_never_share_a_frame() {
         assert_eq!(frames.check(), Ok(()));
     });
 }
+
+#[test]
+fn two_takers_of_one_whole_block_both_get_a_frame() {
+    explore(|| {
+        let frames = Arc::new(Frames::new(span(512, 512)));
+        let (one, two) = (Arc::clone(&frames), Arc::clone(&frames));
+        // While one of them cuts the block, no frame of it can be seen.
+        let (a, b) = both(move || one.take(Order::BASE), move || two.take(Order::BASE));
+        assert!(a.is_some() && b.is_some() && a != b, "{a:?} {b:?}");
+        assert_eq!(frames.check(), Ok(()));
+    });
+}
+
+#[test]
+fn a_frame_put_while_a_starving_taker_clears_its_hint_is_found_later() {
+    explore(|| {
+        let frames = Arc::new(Frames::new(span(5, 1)));
+        let pfn = frames.take(Order::BASE).unwrap();
+        let (one, two) = (Arc::clone(&frames), Arc::clone(&frames));
+        let (taken, put) = both(move || one.take(Order::BASE), move || two.put(PfnRange::single(pfn)));
+        assert_eq!(put, Ok(()));
+        assert_eq!(frames.check(), Ok(()));
+        assert_eq!(taken.or_else(|| frames.take(Order::BASE)), Some(pfn));
+    });
+}
