@@ -105,6 +105,7 @@ impl Inner {
                 self.lift_quarantine(recall, piece, partition);
             }
         }
+        (&partition.done).into_iter().for_each(|frames| self.backing.lift(frames));
         for loss in recall.losses.runs() {
             self.note_failure(recall, loss, partition);
         }
@@ -119,19 +120,17 @@ impl Inner {
             self.registry.lock().asked(piece.frames, |_| {});
             return;
         }
-        self.registry.lock().take(piece.frames, Withdrawal::Quarantined);
+        self.registry.lock().lift(piece.frames, Withdrawal::Quarantined);
         for (span, ended) in gib.prove_later(piece.span, recall.intent()) {
             let frames = span.in_gib_of(piece.frames.start());
             match ended {
                 Ended::Done if recall.intent() == Intent::Reclaim => {
-                    self.backing.lift(frames);
                     placement::put(&self.records, frames);
                     recall.owned.remove_released(frames);
                     self.journal.write(frames, Some(recall.owned.id), EventKind::Reclaimed);
                     partition.released.insert(frames);
                 }
                 Ended::Done => {
-                    self.backing.lift(frames);
                     self.journal.write(frames, Some(recall.owned.id), EventKind::Recovered);
                     partition.done.insert(frames);
                 }
@@ -155,7 +154,7 @@ impl Inner {
         for piece in self.records.pieces(loss.frames) {
             let mut gib = self.records.record(piece.record).lock();
             gib.fail_later(piece.span);
-            self.registry.lock().take(piece.frames, Withdrawal::Quarantined);
+            self.registry.lock().lift(piece.frames, Withdrawal::Quarantined);
             partition.lost.push(self.withdraw(&recall.owned, recall.intent(), piece.frames, &Verdict::Never, &loss.cause));
         }
     }

@@ -185,14 +185,14 @@ impl Inner {
         }
         for (operation, losses) in open {
             let id = operation.owned().id;
-            let ended = operation.finish(losses);
+            let ended = self.transit.moving(|| operation.finish(losses));
             ended.done.into_iter().for_each(|run| self.journal.write(run, Some(id), EventKind::Reclaimed));
             told.freed.extend(&ended.done);
             told.lost.extend(ended.lost);
         }
         for recall in &recalls {
             let mut ended = Partition::default();
-            self.end_recall(recall, &mut ended);
+            self.transit.moving(|| self.end_recall(recall, &mut ended));
             told.freed.extend(&ended.released);
             let still = RunSet::from(recall.op.frames).difference(&ended.released);
             let lost: RunSet = ended.lost.iter().map(Lost::frames).collect();

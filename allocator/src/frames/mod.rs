@@ -214,6 +214,18 @@ impl Frames {
         runs
     }
 
+    /// The free frames of `range`, as maximal runs.
+    #[must_use]
+    pub fn free_runs_in(&self, range: PfnRange) -> RunSet {
+        let mut runs = RunSet::new();
+        for part in range.intersect(self.span).iter().flat_map(|range| range.pieces(Order::GIB1)) {
+            self.each_run_of_gib(self.place(part.start()), |start, end| {
+                runs.extend(self.run(start, end).and_then(|run| run.intersect(part)));
+            });
+        }
+        runs
+    }
+
     /// Bytes of memory that the bookkeeping itself uses, this value included.
     #[must_use]
     pub fn footprint_bytes(&self) -> usize {

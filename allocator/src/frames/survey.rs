@@ -35,17 +35,28 @@ impl Frames {
         let group = &self.groups[index];
         let whole = group.whole.load(Ordering::SeqCst);
         let cut = Supply::Some.in_group(group) | Supply::Blocks.in_group(group);
-        for gib in each_bit(whole | cut) {
-            let start = Place::of_gib(index, gib).0;
-            if whole >> gib & 1 == 0 {
-                for (nth, lane) in group.lanes_of(gib).iter().enumerate() {
-                    each_part_of_lane(lane, Place::of_block(index, lane_of_gib(gib, nth), 0).0, see)?;
-                }
-            } else if uncut {
-                see(start, start + Order::GIB1.frames())?;
+        each_bit(whole | cut).try_for_each(|gib| self.each_part_of_gib(index, gib, uncut, see))
+    }
+
+    fn each_part_of_gib(&self, index: usize, gib: u32, uncut: bool, see: See<'_>) -> ControlFlow<()> {
+        let group = &self.groups[index];
+        let start = Place::of_gib(index, gib).0;
+        if group.whole.load(Ordering::SeqCst) >> gib & 1 == 0 {
+            for (nth, lane) in group.lanes_of(gib).iter().enumerate() {
+                each_part_of_lane(lane, Place::of_block(index, lane_of_gib(gib, nth), 0).0, see)?;
             }
+        } else if uncut {
+            see(start, start + Order::GIB1.frames())?;
         }
         ControlFlow::Continue(())
+    }
+
+    /// Shows `see` the free runs in the GiB that holds `place`, ascending; neighbours may come apart.
+    pub(super) fn each_run_of_gib(&self, place: Place, mut see: impl FnMut(u64, u64)) {
+        let _ended = self.each_part_of_gib(place.group(), place.gib(), true, &mut |start, end| {
+            see(start, end);
+            ControlFlow::Continue(())
+        });
     }
 
     /// The first free run of `frames` frames that starts at a multiple of `align`: where it starts. Runs within GiBs that are
