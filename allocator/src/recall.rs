@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pageless_metadata::{Ended, Intent, PfnRange, Withdrawal};
+use pageless_metadata::{Ended, Intent, PfnRange, RunSet, Withdrawal};
 
 use crate::asking::{Asked, Loss, Losses};
 use crate::journal::EventKind;
@@ -24,6 +24,8 @@ pub(crate) struct Recall {
     pub(crate) owned: Arc<Ownership>,
     pub(crate) op: Operation,
     pub(crate) losses: Losses,
+    /// Frames about which the backing could not be asked, because somebody has others of their granule: no attempt was made.
+    pub(crate) aside: RunSet,
 }
 
 impl Recall {
@@ -54,19 +56,42 @@ impl Inner {
         let id = self.records.record(piece.record).lock().next_operation(piece.record as u64);
         let contents = if intent == Intent::Reclaim { Contents::Zero } else { owned.contents };
         let op = Operation { id, intent, contents, allocation: owned.id, frames, guest_offset: entry.told.offset };
-        let mut recall = Recall { entry, owned, op, losses: Losses::default() };
+        let mut recall = Recall { entry, owned, op, losses: Losses::default(), aside: RunSet::new() };
         self.leave_poisoned(&mut recall);
         self.ask_mappings(&mut recall);
         Some(recall)
     }
 
-    /// A frame that was poisoned while it was quarantined has nothing to come back to: nobody is asked about it.
-    fn leave_poisoned(&self, recall: &mut Recall) {
+    /// A frame that was poisoned while it was quarantined has nothing to come back to: nobody is asked about it. Answers
+    /// whether there was one that was not left out before.
+    fn leave_poisoned(&self, recall: &mut Recall) -> bool {
         let covering = self.registry.lock().covering(recall.op.frames);
+        let mut found = false;
         for entry in covering.into_iter().filter(|entry| entry.told.state == Withdrawal::Poisoned) {
-            let verdict = Verdict::Retry { after: self.policy.retry.later_after };
-            recall.losses.add(entry.told.frames, verdict, recall.entry.told.cause.clone());
+            found |= recall.losses.survivors(entry.told.frames).next().is_some();
+            self.lose_rest(&mut recall.losses, entry.told.frames, &recall.entry.told.cause);
         }
+        found
+    }
+
+    /// The backing keeps withdrawn pages shut, so it must be told of those within `frames` that it is about to be asked
+    /// about; [`Self::shut_again`] follows. False when one of them was poisoned meanwhile: those stay shut.
+    pub(crate) fn lift_to_ask(&self, recall: &mut Recall, frames: PfnRange) -> bool {
+        let asked: Vec<PfnRange> = recall.losses.survivors(frames).collect();
+        asked.iter().for_each(|run| self.backing.lift(*run));
+        // Looked at after the lift: a poisoning enters the registry before it tells the backing, so either it is found here, or
+        // it shuts the page after this.
+        let sound = !self.leave_poisoned(recall);
+        if !sound {
+            self.shut_again(recall, frames);
+        }
+        sound
+    }
+
+    /// What was not proven of `frames` stays shut.
+    pub(crate) fn shut_again(&self, recall: &Recall, frames: PfnRange) {
+        let lost = recall.losses.runs().iter().filter_map(|loss| loss.frames.intersect(frames));
+        lost.for_each(|run| self.backing.keep_shut(run));
     }
 
     fn ask_mappings(&self, recall: &mut Recall) {
@@ -87,7 +112,9 @@ impl Inner {
         }
         if op.intent == Intent::Share && op.contents == Contents::Zero {
             let asked = Asked { name: "backing", policy: &self.policy.retry };
-            losses.ask(&asked, op.frames, |part| self.backing.scrub(&op, part));
+            self.lift_to_ask(recall, op.frames);
+            recall.losses.ask(&asked, op.frames, |part| self.backing.scrub(&op, part));
+            self.shut_again(recall, op.frames);
         }
     }
 
@@ -100,6 +127,7 @@ impl Inner {
 
     /// Ends a recall: what is proven leaves the quarantine and its intent is carried out, what is not stays or fails.
     pub(crate) fn end_recall(&self, recall: &Recall, partition: &mut Partition) {
+        let told = partition.lost.len();
         for frames in recall.proven() {
             for piece in self.records.pieces(frames) {
                 self.lift_quarantine(recall, piece, partition);
@@ -109,7 +137,7 @@ impl Inner {
         for loss in recall.losses.runs() {
             self.note_failure(recall, loss, partition);
         }
-        self.tell_backing(&partition.lost);
+        self.tell_backing(&partition.lost[told..]);
     }
 
     fn lift_quarantine(&self, recall: &Recall, piece: crate::record::Piece, partition: &mut Partition) {
@@ -143,6 +171,12 @@ impl Inner {
         if loss.verdict != Verdict::Never {
             let due = Instant::now() + self.policy.retry.wait(&loss.verdict, recall.entry.told.attempts + 1);
             let holder = if let Verdict::Held { by } = &loss.verdict { Some(by.clone()) } else { None };
+            if recall.aside.overlaps(loss.frames) {
+                // Granules part runs, so the whole loss was set aside.
+                let due = Instant::now() + self.policy.retry.later_after;
+                self.registry.lock().asked(loss.frames, |entry| entry.due = due);
+                return;
+            }
             self.registry.lock().asked(loss.frames, |entry| {
                 entry.told.attempts += 1;
                 entry.told.cause = loss.cause.clone();

@@ -307,8 +307,17 @@ impl Gib {
     }
 
     fn clear_mark(&mut self, operation: OperationId, span: Span) -> Option<(Span, Intent)> {
-        let intent = self.converting.marks().find(|mark| mark.operation == operation && mark.span.overlaps(span))?.intent;
-        self.converting.clear(operation, span).map(|part| (part, intent))
+        let mark = self.converting.marks().find(|mark| mark.operation == operation && mark.span.overlaps(span))?;
+        let part = self.converting.clear(operation, span)?;
+        if part != mark.span && changes_shareability(mark.intent) {
+            // The mark was cut, so its reservation is cut too: each part gets one of its own, and then the whole one goes. The
+            // new edges may need leaves; an operation that ends in parts has got stuck, and writes that down on the heap anyway.
+            for piece in mark.span.subtract(part).into_iter().flatten().chain([part]) {
+                self.share.reserve(piece).unwrap_or_else(|refused| refused.abort());
+            }
+            self.share.unreserve(mark.span);
+        }
+        Some((part, mark.intent))
     }
 
     fn unreserve(&mut self, part: Span, intent: Intent) {
@@ -403,4 +412,33 @@ impl Rare {
 
 const fn changes_shareability(intent: Intent) -> bool {
     matches!(intent, Intent::Share | Intent::Unshare)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_that_ends_in_parts_gives_back_exactly_what_it_reserved() {
+        let span = |start, end| Span::new(start, end).unwrap();
+        for (whole, stuck) in [(span(3, 300), span(100, 101)), (span(100, 1700), span(600, 1100)), (Span::WHOLE, span(7, 9))] {
+            let mut gib = Gib::new();
+            let (owner, other) = (AllocationId::new(1), gib.next_operation(0));
+            gib.allocate(Span::WHOLE, owner, Shareability::Private);
+            let id = gib.next_operation(0);
+            gib.begin(whole, id, Intent::Share).unwrap();
+            let [before, after] = whole.subtract(stuck).map(Option::unwrap);
+            gib.finish(id, before, Ending::Proven);
+            gib.finish(id, stuck, Ending::Fail);
+            // A second operation comes and goes while the first is not over.
+            gib.begin(stuck, other, Intent::Unshare).unwrap();
+            gib.cancel(other, stuck);
+            gib.finish(id, after, Ending::Proven);
+            assert_eq!(gib.check(), Ok(()));
+            assert_eq!(gib.shareability(stuck.start()), Shareability::Private);
+            assert_eq!(gib.counts().shared, whole.frames() - stuck.frames());
+            assert!(gib.compact(), "nothing is reserved any more, so it folds");
+        }
+    }
 }
