@@ -196,11 +196,12 @@ impl Gib {
         parts
     }
 
-    /// Ends a proven conversion that nothing came between, at no more cost than it must have: no rare fact in the GiB, one
+    /// Ends a proven conversion that nothing came between, at no more cost than it must have: no rare fact about its frames, one
     /// live owner, the mark as it was set. Says false, and does nothing, where [`finish`](Self::finish) must look closer.
     pub fn flip(&mut self, operation: OperationId, span: Span, intent: Intent) -> bool {
         let live = matches!(self.tenure.sole(span), Some(Tenant { released: false, .. }));
-        if self.rare.is_some() || !live || !changes_shareability(intent) {
+        let rare = self.rare.as_ref().is_some_and(|rare| rare.withdrawn(span) || rare.unknown.overlaps(span));
+        if rare || !live || !changes_shareability(intent) {
             return false;
         }
         if !self.converting.clear_exact(Mark { span, operation, intent }) {

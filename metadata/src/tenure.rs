@@ -214,8 +214,8 @@ mod tests {
                     let seen = tenure.sole(Span::new(edge(n), edge(n + 1)).unwrap());
                     prop_assert_eq!(seen, plain[n as usize]);
                 }
-                let live = plain.iter().flatten().filter(|who| !who.released).count() as u32;
-                prop_assert_eq!(tenure.counts().0, live * edge(1));
+                let live = plain.iter().flatten().filter(|who| !who.released).count();
+                prop_assert_eq!(tenure.counts().0 as usize, live * edge(1) as usize);
                 let all_one = plain[0].is_some() && plain.iter().all(|who| *who == plain[0]);
                 prop_assert_eq!(matches!(tenure.0, Kind::Whole(_)), all_one);
                 prop_assert_eq!(matches!(tenure.0, Kind::Vacant), plain.iter().all(Option::is_none));
