@@ -1,7 +1,6 @@
 //! I8: no sequence of conversions makes a plane exceed its bound, at any step and within none.
 //!
-//! This binary counts every byte it asks the allocator for, so `heap_bytes` is compared with the truth. One test runs all
-//! parts in a row: the counters belong to the process.
+//! This binary counts every byte it asks the allocator for, so `heap_bytes` is compared with the truth.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use pageless_metadata::{GIB_FRAMES, PLANE_BYTES_MAX, SharePlane, Span, SparsePlane, Uniformity};

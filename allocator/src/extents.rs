@@ -77,6 +77,17 @@ impl Extents {
         if self.generation() == 0 { read(&self.first) } else { read(&Arc::clone(&self.current.read())) }
     }
 
+    /// The run behind `range`, if one extent has all of it. The range need not have been checked: a bad one has no run.
+    pub(crate) fn single(&self, range: &Range<u64>) -> Option<Extent> {
+        let aligned = (range.start | range.end).is_multiple_of(FRAME_BYTES);
+        if self.generation() > 0 || !aligned {
+            return None;
+        }
+        let at = if self.first.len() == 1 { 0 } else { self.first.partition_point(|extent| extent.end() <= range.start) };
+        let run = self.first.get(at)?.within(range)?;
+        (run.offset == range.start && run.end() == range.end).then_some(run)
+    }
+
     /// The runs behind `range`, which has been checked against the allocation's size.
     pub(crate) fn translate(&self, range: &Range<u64>) -> Runs {
         self.with(|extents| {

@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 
 use crate::asking::{Asked, Losses};
 use crate::extents::{Extent, Runs};
-use crate::mapping::{Cause, Contents, Operation, Refusal, Verdict};
+use crate::mapping::{Cause, Contents, Operation, Refusal, Stuck, Verdict};
 use crate::outcome::{Blocked, Refused};
 use crate::ownership::{Mappings, Ownership};
 use crate::placement;
@@ -144,18 +144,39 @@ impl<'p> OpenOperation<'p> {
 
     /// Step 3: mapping by mapping, each for what all before it proved.
     pub(crate) fn invalidate(&self, mappings: &Mappings, losses: &mut Losses) {
-        for attached in mappings.iter().filter(|attached| !attached.retired || self.intent == Intent::Reclaim) {
+        self.invalidate_from(0, &mut None, mappings, losses);
+    }
+
+    /// Step 3 from the `nth` mapping on, which has given its `first` answer already.
+    pub(crate) fn invalidate_from(&self, nth: usize, first: &mut Option<Stuck>, mappings: &Mappings, losses: &mut Losses) {
+        for attached in mappings.iter().skip(nth).filter(|attached| !attached.retired || self.intent == Intent::Reclaim) {
             let asked = Asked { name: &attached.name, policy: &self.pool.policy.retry };
-            self.for_each_change(|op, part| losses.ask(&asked, part, |frames| attached.mapping.invalidate(op, frames)));
+            self.for_each_change(|op, part| {
+                losses.ask(&asked, part, |frames| match first.take() {
+                    Some(stuck) => Err(stuck),
+                    None => attached.mapping.invalidate(op, frames),
+                });
+            });
         }
     }
 
-    /// Step 3, its end: what is about to become shared is zeroed, unless the owner keeps contents.
-    pub(crate) fn scrub(&self, losses: &mut Losses) {
-        if self.intent == Intent::Share && self.owned.contents == Contents::Zero {
+    /// Step 3, its end: what is about to become shared is zeroed, unless the owner keeps contents. The backing may have given
+    /// its `first` answer already.
+    pub(crate) fn scrub(&self, first: &mut Option<Stuck>, losses: &mut Losses) {
+        if self.scrubs() {
             let asked = Asked { name: "backing", policy: &self.pool.policy.retry };
-            self.for_each_change(|op, part| losses.ask(&asked, part, |frames| self.pool.backing.scrub(op, frames)));
+            self.for_each_change(|op, part| {
+                losses.ask(&asked, part, |frames| match first.take() {
+                    Some(stuck) => Err(stuck),
+                    None => self.pool.backing.scrub(op, frames),
+                });
+            });
         }
+    }
+
+    /// Whether the frames must be zeroed before they are as asked.
+    pub(crate) fn scrubs(&self) -> bool {
+        self.intent == Intent::Share && self.owned.contents == Contents::Zero
     }
 
     /// Step 4: what was proven is flipped, what was not is withdrawn. Returns what became of every frame.
@@ -214,6 +235,11 @@ impl<'p> OpenOperation<'p> {
         let piece = self.pool.records.single(run.frames)?;
         let mut gib = self.pool.records.record(piece.record).lock();
         gib.flip(self.id, piece.span, self.intent).then(|| RunSet::from(run.frames))
+    }
+
+    /// The flip has been done elsewhere: nothing is left to end.
+    pub(crate) fn close(mut self) {
+        self.open = false;
     }
 
     /// The operation is over before it began: the marks go, and nothing has happened.
