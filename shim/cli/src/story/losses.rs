@@ -14,9 +14,16 @@ pub(crate) struct Losses {
 impl Losses {
     /// Notes what the pool lists and this does not yet.
     pub(crate) fn note(&mut self, pool: &Pool) {
-        for run in pool.withdrawn() {
-            if !self.runs.iter().any(|known| (known.frames, known.state) == (run.frames, run.state)) {
-                self.runs.push(run);
+        let known = |runs: &[Withdrawn], run: &Withdrawn| {
+            runs.iter().any(|known| known.state == run.state && known.frames.contains_range(run.frames))
+        };
+        for run in pool.withdrawn().into_iter().filter(|run| !known(&self.runs, run)).collect::<Vec<_>>() {
+            match self.runs.last_mut() {
+                // Lost together, but the pool lists each GiB for itself.
+                Some(last) if last.frames.end() == run.frames.start() && (last.state, &last.cause) == (run.state, &run.cause) => {
+                    last.frames = last.frames.hull(run.frames);
+                }
+                _ => self.runs.push(run),
             }
         }
     }

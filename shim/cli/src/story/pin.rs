@@ -45,7 +45,7 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Pinned
     drop(waiting);
     story.losses.note(&story.pool);
     story.tell.line(format!("reclaim() proved and freed {}.", amount(reclaimed.freed.frames())));
-    reclaimed.lost.iter().for_each(|lost| story.tell.line(describe(lost)));
+    describe(&reclaimed.lost).iter().for_each(|line| story.tell.line(line));
     tell_waiting(story, &reclaimed);
     let segment = refused_by_kernel(story, &reclaimed)?;
     story.snapshot(
@@ -90,7 +90,8 @@ fn tell_waiting(story: &mut Story<'_>, reclaimed: &Reclaimed) {
 
 /// What the kernel refused to seal. With a proof by seal there must be something.
 fn refused_by_kernel(story: &mut Story<'_>, reclaimed: &Reclaimed) -> anyhow::Result<Option<PfnRange>> {
-    let segment = reclaimed.lost.iter().find(|lost| lost.cause().step.contains("F_SEAL_WRITE")).map(Lost::frames);
+    let refused = reclaimed.lost.iter().filter(|lost| lost.cause().step.contains("F_SEAL_WRITE"));
+    let segment = refused.map(Lost::frames).reduce(PfnRange::hull);
     let sealed = story.pool.backing().proof().method.contains("F_SEAL_WRITE");
     if sealed && segment.is_none() {
         bail!("a page is pinned, and the kernel sealed its segment all the same: this kernel's seals prove nothing");

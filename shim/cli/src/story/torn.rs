@@ -55,7 +55,7 @@ pub(super) fn tell(story: &mut Story<'_>, guest: &mut Guest) -> anyhow::Result<B
     refused(story, "the same range again", &again, "leaves those frames alone, or replaces them")?;
     machine_check(story, guest, start + (4 << 20))?;
     story.tell.line(format!("Every frame of the torn range is in exactly one place. Done: {}.", partition(done)));
-    lost.iter().for_each(|lost| story.tell.line(describe(lost)));
+    describe(lost).iter().for_each(|line| story.tell.line(line));
     story.losses.note(&story.pool);
     Ok(Broken { busy, failed })
 }
@@ -80,9 +80,14 @@ fn partition(done: &RunSet) -> String {
     )
 }
 
-/// One lost run in a sentence.
-pub(super) fn describe(lost: &Lost) -> String {
-    let frames = lost.frames();
+/// Each lost run in a sentence. Runs that adjoin and were lost together are told as one.
+pub(super) fn describe(lost: &[Lost]) -> Vec<String> {
+    let alike = |a: &Lost, b: &Lost| a.frames().end() == b.frames().start() && a.state() == b.state() && a.cause() == b.cause();
+    let whole = |runs: &[Lost]| runs.iter().map(Lost::frames).reduce(PfnRange::hull);
+    lost.chunk_by(alike).filter_map(|runs| Some(sentence(runs.first()?, whole(runs)?))).collect()
+}
+
+fn sentence(lost: &Lost, frames: PfnRange) -> String {
     let size = if frames.frames() == 1 { "1 frame".to_owned() } else { amount(frames.frames()) };
     let then = match (lost.retry_after(), lost.holder()) {
         (_, Some(holder)) => format!("held by {holder}, until that lets go"),
