@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pageless_metadata::{Ended, Intent, PfnRange, RunSet, Withdrawal};
+use pageless_metadata::{Ended, Intent, Pfn, PfnRange, RunSet, Withdrawal};
 
 use crate::asking::{Asked, Loss, Losses};
 use crate::journal::EventKind;
@@ -40,10 +40,23 @@ impl Recall {
 }
 
 impl Inner {
-    /// Picks the quarantined runs that `wanted` wants, and asks every mapping about each.
+    /// Picks the quarantined runs that `wanted` wants, and those that can be proven only together with them, and asks every
+    /// mapping about each.
     pub(crate) fn recall(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Recall> {
-        let picked = self.registry.lock().pick(wanted);
+        let mut picked = self.registry.lock().pick(wanted);
+        if self.backing.proof().granule_frames > 1 {
+            let reclaims = picked.iter().filter(|entry| entry.told.intent == Some(Intent::Reclaim));
+            let granules: RunSet = reclaims.map(|entry| self.granules_of(entry.told.frames)).collect();
+            let beside = |entry: &Entry| entry.told.intent == Some(Intent::Reclaim) && granules.overlaps(entry.told.frames);
+            picked.extend(self.registry.lock().pick(beside));
+        }
         picked.into_iter().filter_map(|entry| self.recall_entry(entry)).collect()
+    }
+
+    /// Everything that must be proven together with `frames`.
+    fn granules_of(&self, frames: PfnRange) -> PfnRange {
+        let last = Pfn::new(frames.end().get() - 1);
+        frames.hull(self.backing.granule(frames.start())).hull(self.backing.granule(last))
     }
 
     fn recall_entry(&self, entry: Entry) -> Option<Recall> {

@@ -80,7 +80,8 @@ impl Pool {
         self.0.pass(Scope::Due)
     }
 
-    /// The same, and asks about all quarantined runs that overlap `frames`, whatever the retry policy says.
+    /// The same, and asks about all quarantined runs that overlap `frames`, or can be proven only together with those,
+    /// whatever the retry policy says.
     pub fn retry(&self, frames: PfnRange) -> Reclaimed {
         self.0.pass(Scope::Asked(frames))
     }

@@ -277,3 +277,21 @@ fn a_lost_frame_is_replaced_under_a_live_guest() {
     assert_eq!((pass.freed.frames(), pass.withdrawn.runs()), (512, &[lost][..]));
     assert_eq!(memory.granule(lost.start()), lost);
 }
+
+#[test]
+fn asking_about_a_part_of_a_quarantined_segment_asks_about_all_of_it() {
+    let memory = builder(ProofMethod::Seal).bytes(2 << 30).segment_bytes(2 << 30).build().unwrap();
+    let pool = Pool::builder().backing(memory.clone()).build().unwrap();
+    let ram = pool.allocate(Request::bytes(2 << 30).owner("vm-a")).unwrap();
+    let host = Arc::new(HostMapping::of(&memory, &ram).unwrap());
+    ram.attach("host", host.clone()).unwrap();
+    let guard = ram.map_guard("host", 0..2 << 30).unwrap();
+    host.map(&guard, part(&memory, 5, 1)).unwrap();
+    drop(guard);
+    let pin = KernelPin::vmsplice(&host, 5 * FRAME_BYTES, 4096).unwrap();
+    drop((ram, host));
+    // A segment of 2 GiB, and so two runs in the registry.
+    assert_eq!(frames_of(&pool.reclaim()).len(), 2);
+    drop(pin);
+    assert_eq!(pool.retry(part(&memory, 0, 1)).freed.runs(), [memory.frames()]);
+}
