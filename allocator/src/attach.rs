@@ -95,7 +95,7 @@ impl Allocation {
         let (sound, rest) = self.sound_runs();
         let only = vec![attached.clone()];
         let ended = match OpenOperation::begin(&self.pool, &self.owned, sound, Intent::Detach)? {
-            Begun::AlreadySo => crate::operation::Partition::default(),
+            Begun::AlreadySo(_) => crate::operation::Partition::default(),
             Begun::Open(mut operation) => {
                 operation.prepare(&only)?;
                 let mut losses = Losses::default();

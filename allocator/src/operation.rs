@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 
 use crate::asking::{Asked, Losses};
 use crate::extents::{Extent, Runs};
-use crate::mapping::{Cause, Contents, Operation, Refusal, Verdict};
+use crate::mapping::{Cause, Contents, Operation, Refusal, Stuck, Verdict};
 use crate::outcome::{Blocked, Refused};
 use crate::ownership::{Mappings, Ownership};
 use crate::placement;
@@ -44,7 +44,7 @@ pub(crate) enum Begun<'p> {
     /// The frames are marked.
     Open(OpenOperation<'p>),
     /// Every frame is already as asked, and known to be: nothing to do.
-    AlreadySo,
+    AlreadySo(Runs),
 }
 
 /// What became of the frames of an operation: each is in exactly one place.
@@ -59,16 +59,21 @@ pub(crate) struct Partition {
 impl<'p> OpenOperation<'p> {
     /// Step 1. `runs` are the owner's frames, in guest order.
     pub(crate) fn begin(pool: &'p Inner, owned: &'p Ownership, runs: Runs, intent: Intent) -> Result<Begun<'p>, Blocked> {
+        let purpose = if intent == Intent::Detach { Purpose::Use } else { Purpose::Change };
+        if let [run] = runs[..]
+            && let Some(piece) = pool.records.single(run.frames)
+        {
+            return Self::begin_single(pool, owned, piece, runs, intent, purpose);
+        }
         let pieces = pieces_of(pool, &runs);
         let mut locked = pool.records.lock(&pieces);
-        let purpose = if intent == Intent::Detach { Purpose::Use } else { Purpose::Change };
         pool.unobstructed(owned, &pieces, &mut locked, purpose)?;
         let changes =
             target(intent).map(|target| how_much(&pieces, |piece| locked.gib(piece.record).to_change(piece.span, target)));
         if changes == Some(ToChange::Nothing) {
-            return Ok(Begun::AlreadySo);
+            return Ok(Begun::AlreadySo(runs));
         }
-        let Some(first) = pieces.first() else { return Ok(Begun::AlreadySo) };
+        let Some(first) = pieces.first() else { return Ok(Begun::AlreadySo(runs)) };
         let id = locked.gib(first.record).next_operation(first.record as u64);
         for (nth, piece) in pieces.iter().enumerate() {
             if locked.gib(piece.record).begin(piece.span, id, intent).is_err() {
@@ -79,12 +84,43 @@ impl<'p> OpenOperation<'p> {
         let guarded = pieces.iter().any(|piece| locked.gib(piece.record).is_guarded(piece.span));
         drop(locked);
         let changes_all = changes.is_none_or(|changes| changes == ToChange::Everything);
-        let mut open = Self { pool, owned, id, intent, runs, changes_all, open: true };
-        if guarded && !pool.drained(&pieces) {
-            open.cancel();
-            return Err(Blocked::Busy { after: pool.policy.busy_after });
+        Self { pool, owned, id, intent, runs, changes_all, open: true }.once_drained(guarded)
+    }
+
+    /// Step 1 for a run in one GiB: the same, without lists.
+    fn begin_single(
+        pool: &'p Inner,
+        owned: &'p Ownership,
+        piece: Piece,
+        runs: Runs,
+        intent: Intent,
+        purpose: Purpose,
+    ) -> Result<Begun<'p>, Blocked> {
+        let mut gib = pool.records.record(piece.record).lock();
+        if let Some(obstacle) = gib.obstacle(piece.span, owned.id, purpose) {
+            drop(gib);
+            return Err(pool.blocked_by(owned, piece, obstacle));
         }
-        Ok(Begun::Open(open))
+        let changes = target(intent).map_or(ToChange::Everything, |target| gib.to_change(piece.span, target));
+        if changes == ToChange::Nothing {
+            return Ok(Begun::AlreadySo(runs));
+        }
+        let id = gib.next_operation(piece.record as u64);
+        if gib.begin(piece.span, id, intent).is_err() {
+            return Err(Refused::NoMemory.into());
+        }
+        let guarded = gib.is_guarded(piece.span);
+        drop(gib);
+        Self { pool, owned, id, intent, runs, changes_all: changes == ToChange::Everything, open: true }.once_drained(guarded)
+    }
+
+    /// Waits for the map guards that were out when the frames were marked; busy when they stay out too long.
+    fn once_drained(mut self, guarded: bool) -> Result<Begun<'p>, Blocked> {
+        if guarded && !self.pool.drained(&pieces_of(self.pool, &self.runs)) {
+            self.cancel();
+            return Err(Blocked::Busy { after: self.pool.policy.busy_after });
+        }
+        Ok(Begun::Open(self))
     }
 
     /// Takes over frames that the caller has marked itself.
@@ -108,23 +144,49 @@ impl<'p> OpenOperation<'p> {
 
     /// Step 3: mapping by mapping, each for what all before it proved.
     pub(crate) fn invalidate(&self, mappings: &Mappings, losses: &mut Losses) {
-        for attached in mappings.iter().filter(|attached| !attached.retired || self.intent == Intent::Reclaim) {
+        self.invalidate_from(0, &mut None, mappings, losses);
+    }
+
+    /// Step 3 from the `nth` mapping on, which has given its `first` answer already.
+    pub(crate) fn invalidate_from(&self, nth: usize, first: &mut Option<Stuck>, mappings: &Mappings, losses: &mut Losses) {
+        for attached in mappings.iter().skip(nth).filter(|attached| !attached.retired || self.intent == Intent::Reclaim) {
             let asked = Asked { name: &attached.name, policy: &self.pool.policy.retry };
-            self.for_each_change(|op, part| losses.ask(&asked, part, |frames| attached.mapping.invalidate(op, frames)));
+            self.for_each_change(|op, part| {
+                losses.ask(&asked, part, |frames| match first.take() {
+                    Some(stuck) => Err(stuck),
+                    None => attached.mapping.invalidate(op, frames),
+                });
+            });
         }
     }
 
-    /// Step 3, its end: what is about to become shared is zeroed, unless the owner keeps contents.
-    pub(crate) fn scrub(&self, losses: &mut Losses) {
-        if self.intent == Intent::Share && self.owned.contents == Contents::Zero {
+    /// Step 3, its end: what is about to become shared is zeroed, unless the owner keeps contents. The backing may have given
+    /// its `first` answer already.
+    pub(crate) fn scrub(&self, first: &mut Option<Stuck>, losses: &mut Losses) {
+        if self.scrubs() {
             let asked = Asked { name: "backing", policy: &self.pool.policy.retry };
-            self.for_each_change(|op, part| losses.ask(&asked, part, |frames| self.pool.backing.scrub(op, frames)));
+            self.for_each_change(|op, part| {
+                losses.ask(&asked, part, |frames| match first.take() {
+                    Some(stuck) => Err(stuck),
+                    None => self.pool.backing.scrub(op, frames),
+                });
+            });
         }
+    }
+
+    /// Whether the frames must be zeroed before they are as asked.
+    pub(crate) fn scrubs(&self) -> bool {
+        self.intent == Intent::Share && self.owned.contents == Contents::Zero
     }
 
     /// Step 4: what was proven is flipped, what was not is withdrawn. Returns what became of every frame.
     pub(crate) fn finish(mut self, losses: Losses) -> Partition {
         self.open = false;
+        if losses.runs().is_empty()
+            && let Some(done) = self.finish_single()
+        {
+            return Partition { done, ..Partition::default() };
+        }
         let mut partition = Partition::default();
         let pool = self.pool;
         for piece in pieces_of(pool, &self.runs) {
@@ -153,7 +215,11 @@ impl<'p> OpenOperation<'p> {
                         }
                         // Another mark came first, and the registry knows its reason.
                         (Ended::Lost | Ended::TooLate | Ended::Withdrawn(_), _) => {
-                            partition.lost.extend(pool.receipts(frames));
+                            let lost = pool.receipts(frames);
+                            let known: RunSet = lost.iter().map(Lost::frames).collect();
+                            // A recall completed the intent before this operation came back.
+                            partition.done.extend(&RunSet::from(frames).difference(&known));
+                            partition.lost.extend(lost);
                         }
                     }
                 }
@@ -161,6 +227,19 @@ impl<'p> OpenOperation<'p> {
         }
         pool.tell_backing(&partition.lost);
         partition
+    }
+
+    /// Step 4 for a conversion of one run in one GiB that nothing came between: the same, without lists.
+    fn finish_single(&self) -> Option<RunSet> {
+        let [run] = self.runs[..] else { return None };
+        let piece = self.pool.records.single(run.frames)?;
+        let mut gib = self.pool.records.record(piece.record).lock();
+        gib.flip(self.id, piece.span, self.intent).then(|| RunSet::from(run.frames))
+    }
+
+    /// The flip has been done elsewhere: nothing is left to end.
+    pub(crate) fn close(mut self) {
+        self.open = false;
     }
 
     /// The operation is over before it began: the marks go, and nothing has happened.

@@ -40,6 +40,7 @@ impl Allocation {
         let pieces = pieces_of(&self.pool, &runs);
         let mut locked = self.pool.records.lock(&pieces);
         let mut blocked = self.pool.unobstructed(&self.owned, &pieces, &mut locked, Purpose::Change).err();
+        let mut guarded = false;
         let mut plan = Plan {
             blocked: None,
             already_so: true,
@@ -54,9 +55,7 @@ impl Allocation {
             for (span, holder) in gib.holders(piece.span) {
                 plan.holders.push((holder, span.in_gib_of(piece.frames.start())));
             }
-            if blocked.is_none() && gib.is_guarded(piece.span) {
-                blocked = Some(Blocked::Busy { after: self.pool.policy.busy_after });
-            }
+            guarded |= gib.is_guarded(piece.span);
             let new = gib.would_demote(piece.span);
             if new.gib {
                 plan.demotes_1g.push(PfnRange::block(piece.frames.start(), Order::GIB1));
@@ -68,6 +67,9 @@ impl Allocation {
         }
         drop(locked);
         plan.already_so &= blocked.is_none();
+        if guarded && !plan.already_so && blocked.is_none() {
+            blocked = Some(Blocked::Busy { after: self.pool.policy.busy_after });
+        }
         if plan.already_so {
             plan.demotes_1g.clear();
             plan.demotes_2m.clear();

@@ -49,7 +49,8 @@ impl Pool {
     ///
     /// Returns the frames of the range that the pool has and that were not poisoned before.
     pub fn poison(&self, frames: PfnRange, cause: Cause) -> RunSet {
-        let fresh: RunSet = self.0.records.pieces(frames).flat_map(|piece| self.0.poison_piece(piece, &cause)).collect();
+        let poison = || self.0.records.pieces(frames).flat_map(|piece| self.0.poison_piece(piece, &cause)).collect();
+        let fresh: RunSet = self.0.transit.moving(poison);
         for run in &fresh {
             self.0.backing.keep_shut(run);
             tracing::error!(frames = %run, %cause, "frames poisoned");
@@ -63,10 +64,7 @@ impl Pool {
         self.0.check_lift(evidence, RESET)?;
         let failed = self.0.registry.lock().frames(Withdrawal::Failed);
         let kind = || EventKind::PlatformReset { evidence: evidence.into() };
-        failed
-            .into_iter()
-            .flat_map(|run| self.0.records.pieces(run))
-            .for_each(|piece| self.0.lift(piece, Withdrawal::Failed, &kind));
+        self.0.lift_all(&failed, Withdrawal::Failed, &kind);
         Ok(failed)
     }
 
@@ -82,10 +80,7 @@ impl Pool {
         }
         let poisoned: RunSet = self.0.registry.lock().frames(Withdrawal::Poisoned).clipped(frames).collect();
         let kind = || EventKind::HardwareReplaced { evidence: evidence.into() };
-        poisoned
-            .into_iter()
-            .flat_map(|run| self.0.records.pieces(run))
-            .for_each(|piece| self.0.lift(piece, Withdrawal::Poisoned, &kind));
+        self.0.lift_all(&poisoned, Withdrawal::Poisoned, &kind);
         Ok(poisoned)
     }
 }
@@ -144,26 +139,31 @@ impl Inner {
         }
     }
 
-    /// Lifts one kind of mark from a piece. Frames that nobody has and that bear no other mark are free.
+    fn lift_all(&self, frames: &RunSet, state: Withdrawal, kind: &dyn Fn() -> EventKind) {
+        let pieces = frames.into_iter().flat_map(|run| self.records.pieces(run));
+        self.transit.moving(|| pieces.for_each(|piece| self.lift(piece, state, kind)));
+    }
+
+    /// Lifts one kind of mark from a piece. Frames that nobody has and that bear no other mark are free then; until they are,
+    /// nobody else can find them.
     fn lift(&self, piece: Piece, state: Withdrawal, kind: &dyn Fn() -> EventKind) {
-        let mut gib = self.records.record(piece.record).lock();
-        if state == Withdrawal::Failed {
-            gib.lift_failed(piece.span)
-        } else {
-            gib.lift_poisoned(piece.span)
+        let record = self.records.record(piece.record);
+        let in_pool = |span: Span| span.in_gib_of(piece.frames.start());
+        let sound = {
+            let mut gib = record.lock();
+            if state == Withdrawal::Failed {
+                gib.lift_failed(piece.span)
+            } else {
+                gib.lift_poisoned(piece.span)
+            };
+            self.registry.lock().lift(piece.frames, state);
+            gib.sound_runs(piece.span)
         };
-        for entry in self.registry.lock().take(piece.frames, state) {
-            if entry.told.state != state {
-                // Quarantined and failed runs share a table; a quarantine is not lifted by a reset.
-                self.registry.lock().insert(entry);
-            }
-        }
-        for span in gib.sound_runs(piece.span) {
-            self.backing.lift(span.in_gib_of(piece.frames.start()));
-            for (part, tenant) in parts_by_tenant(&gib, span) {
-                if tenant.is_none() {
-                    placement::put(&self.records, part.in_gib_of(piece.frames.start()));
-                }
+        sound.iter().for_each(|span| self.backing.lift(in_pool(*span)));
+        let gib = record.lock();
+        for (part, tenant) in gib.sound_runs(piece.span).into_iter().flat_map(|span| parts_by_tenant(&gib, span)) {
+            if tenant.is_none() {
+                placement::put(&self.records, in_pool(part));
             }
         }
         self.journal.write(piece.frames, None, kind());

@@ -92,6 +92,12 @@ impl Transit {
         left
     }
 
+    /// Runs `step`, which moves frames between the records and the frame layer at one instant each.
+    pub(crate) fn moving<R>(&self, step: impl FnOnce() -> R) -> R {
+        let _gate = self.gate.read();
+        step()
+    }
+
     /// Runs `look` while nothing moves, with the frames in transit.
     pub(crate) fn stopped<R>(&self, look: impl FnOnce(&RunSet) -> R) -> R {
         let _gate = self.gate.write();

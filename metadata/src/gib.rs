@@ -165,6 +165,22 @@ impl Gib {
         Ok(())
     }
 
+    /// Begins a conversion of `span` at once, if nothing at all is in its way and all of it changes; none, and nothing done,
+    /// where somebody must look closer with [`obstacle`](Self::obstacle) and [`to_change`](Self::to_change).
+    pub fn begin_at_once(&mut self, span: Span, allocation: AllocationId, intent: Intent, gib: u64) -> Option<OperationId> {
+        let from = if intent == Intent::Share { Uniformity::AllPrivate } else { Uniformity::AllShared };
+        let clear = self.tenure.is_live(span, allocation)
+            && self.rare.as_ref().is_none_or(|rare| rare.is_clear(span))
+            && self.converting.overlap(span).is_none()
+            && self.share.uniformity(span) == from;
+        if !clear || self.share.reserve(span).is_err() {
+            return None;
+        }
+        let operation = self.next_operation(gib);
+        self.converting.mark(Mark { span, operation, intent });
+        Some(operation)
+    }
+
     /// The operation was refused: nothing has happened.
     pub fn cancel(&mut self, operation: OperationId, span: Span) {
         while let Some((part, intent)) = self.clear_mark(operation, span) {
@@ -194,6 +210,23 @@ impl Gib {
         }
         parts.extend(late.into_iter().map(|rest| (rest, Ended::TooLate)));
         parts
+    }
+
+    /// Ends a proven conversion that nothing came between, at no more cost than it must have: no rare fact about its frames, one
+    /// live owner, the mark as it was set. Says false, and does nothing, where [`finish`](Self::finish) must look closer.
+    pub fn flip(&mut self, operation: OperationId, span: Span, intent: Intent) -> bool {
+        let live = matches!(self.tenure.sole(span), Some(Tenant { released: false, .. }));
+        let rare = self.rare.as_ref().is_some_and(|rare| rare.withdrawn(span) || rare.unknown.overlaps(span));
+        if rare || !live || !changes_shareability(intent) {
+            return false;
+        }
+        if !self.converting.clear_exact(Mark { span, operation, intent }) {
+            return false;
+        }
+        self.share.set(span, intent == Intent::Share);
+        self.share.unreserve(span);
+        self.demoted.demote(span);
+        true
     }
 
     /// A retry brought the proof for the quarantined frames of `span`: lifts the quarantine and carries the intent out.
@@ -290,9 +323,24 @@ impl Gib {
         !unknown && self.share.uniformity(span) != Uniformity::Mixed
     }
 
+    /// Takes the operation's mark off a part of `span`, and says which part. The reservation for that part stays, until the
+    /// caller undoes it.
     fn clear_mark(&mut self, operation: OperationId, span: Span) -> Option<(Span, Intent)> {
-        let intent = self.converting.marks().find(|mark| mark.operation == operation && mark.span.overlaps(span))?.intent;
-        self.converting.clear(operation, span).map(|part| (part, intent))
+        let mark = self.converting.marks().find(|mark| mark.operation == operation && mark.span.overlaps(span))?;
+        let part = self.converting.clear(operation, span)?;
+        if part != mark.span && changes_shareability(mark.intent) {
+            self.cut_reservation(mark.span, part);
+        }
+        Some((part, mark.intent))
+    }
+
+    /// Only a part of a mark goes: what was reserved for the whole is reserved for that part and for what is left, so that
+    /// each is undone by itself. Happens only when frames were lost; then the blocks at the cuts become mixed anyway.
+    fn cut_reservation(&mut self, whole: Span, part: Span) {
+        for piece in whole.subtract(part).into_iter().flatten().chain([part]) {
+            self.share.reserve(piece).unwrap_or_else(|refused| refused.abort());
+        }
+        self.share.unreserve(whole);
     }
 
     fn unreserve(&mut self, part: Span, intent: Intent) {
@@ -359,6 +407,13 @@ impl Rare {
         self.planes().iter().all(|plane| plane.is_empty()) && self.holds.is_empty() && self.guards.is_empty()
     }
 
+    /// Whether no fact here concerns a frame of `span`.
+    fn is_clear(&self, span: Span) -> bool {
+        self.planes().iter().all(|plane| !plane.overlaps(span))
+            && self.holds.overlap(span).is_none()
+            && !self.guards.iter().any(|guard| guard.overlaps(span))
+    }
+
     pub(crate) const fn planes(&self) -> [&SparsePlane; 4] {
         [&self.unknown, &self.quarantined, &self.failed, &self.poisoned]
     }
@@ -387,4 +442,33 @@ impl Rare {
 
 const fn changes_shareability(intent: Intent) -> bool {
     matches!(intent, Intent::Share | Intent::Unshare)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::GIB_FRAMES;
+
+    /// A conversion of the frames `start..end` whose middle is lost, in a GiB where all of it is one allocation's.
+    fn torn(start: u32, end: u32) -> Gib {
+        let (mut gib, operation) = (Gib::new(), OperationId::new(0, 1));
+        gib.allocate(Span::WHOLE, AllocationId::new(1), Shareability::Private);
+        gib.begin(Span::new(start, end).unwrap(), operation, Intent::Share).unwrap();
+        let lost = Span::new(start + 40, start + 41).unwrap();
+        gib.finish(operation, Span::new(start, lost.start()).unwrap(), Ending::Proven);
+        gib.finish(operation, lost, Ending::Quarantine);
+        gib.finish(operation, Span::new(lost.end(), end).unwrap(), Ending::Proven);
+        gib
+    }
+
+    #[test]
+    fn a_torn_operation_leaves_no_reservation_behind() {
+        for (start, end) in [(0, 100), (0, GIB_FRAMES), (500, 1600)] {
+            let mut gib = torn(start, end);
+            gib.check().unwrap();
+            assert_eq!(gib.counts().shared, end - start - 1);
+            assert!(gib.compact(), "a plane with reservations stays open: {gib:?}");
+        }
+    }
 }
