@@ -96,7 +96,7 @@ impl<'p> OpenOperation<'p> {
     pub(crate) fn prepare(&mut self, mappings: &Mappings) -> Result<(), Blocked> {
         for run in 0..self.runs.len() {
             let op = self.describe(self.runs[run]);
-            for attached in mappings.iter().filter(|attached| !attached.retired || self.intent == Intent::Reclaim) {
+            for attached in mappings.iter().filter(|attached| !attached.needed_for(op.frames).is_empty()) {
                 if let Err(refusal) = attached.mapping.prepare(&op) {
                     self.cancel();
                     return Err(refused_by(&attached.name, refusal));
@@ -108,9 +108,13 @@ impl<'p> OpenOperation<'p> {
 
     /// Step 3: mapping by mapping, each for what all before it proved.
     pub(crate) fn invalidate(&self, mappings: &Mappings, losses: &mut Losses) {
-        for attached in mappings.iter().filter(|attached| !attached.retired || self.intent == Intent::Reclaim) {
+        for attached in mappings {
             let asked = Asked { name: &attached.name, policy: &self.pool.policy.retry };
-            self.for_each_change(|op, part| losses.ask(&asked, part, |frames| attached.mapping.invalidate(op, frames)));
+            self.for_each_change(|op, part| {
+                for part in attached.needed_for(part) {
+                    losses.ask(&asked, part, |frames| attached.mapping.invalidate(op, frames));
+                }
+            });
         }
     }
 

@@ -71,13 +71,18 @@ impl Inner {
 
     fn ask_mappings(&self, recall: &mut Recall) {
         let mappings = recall.owned.mappings.load_full();
-        let wanted = mappings.iter().filter(|attached| !attached.retired || recall.op.intent == Intent::Reclaim);
         let (op, losses) = (recall.op, &mut recall.losses);
-        for attached in wanted {
+        for attached in mappings.iter() {
+            let needed = attached.needed_for(op.frames);
+            if needed.is_empty() {
+                continue;
+            }
             let asked = Asked { name: &attached.name, policy: &self.policy.retry };
             let asking = || -> Result<(), crate::Refusal> {
                 attached.mapping.prepare(&op)?;
-                losses.ask(&asked, op.frames, |part| attached.mapping.invalidate(&op, part));
+                for run in &needed {
+                    losses.ask(&asked, *run, |part| attached.mapping.invalidate(&op, part));
+                }
                 Ok(())
             };
             if let Err(cause) = guarded(&attached.name, asking) {
