@@ -23,7 +23,10 @@ pub(crate) fn prove_frames(pool: &Inner, open: &mut [(OpenOperation<'_>, Losses)
     for (operation, losses) in open {
         for run in operation.runs() {
             let op = operation.describe(*run);
-            losses.ask(&asked, run.frames, |frames| pool.backing.prove(&op, frames));
+            losses.ask(&asked, run.frames, |frames| {
+                operation.still_marked(frames)?;
+                pool.backing.prove(&op, frames)
+            });
         }
     }
     for recall in recalls {
@@ -45,7 +48,13 @@ pub(crate) fn prove_whole(pool: &Inner, open: &mut [(OpenOperation<'_>, Losses)]
     recalls.iter().for_each(|recall| proven.extend(recall.proven()));
     for granule in granules(pool, &proven) {
         let Some(op) = describe(granule, open, recalls) else { continue };
-        match prove_one(pool, granule, &proven, &op, recalls) {
+        // Looked at before each granule, because the one before may have taken long.
+        let marked = open.iter().try_for_each(|(operation, losses)| still_marked(operation, losses, granule));
+        let proof = match marked {
+            Ok(()) => prove_one(pool, granule, &proven, &op, recalls),
+            Err(hung) => Proof::Stuck(hung),
+        };
+        match proof {
             Proof::Proven => {}
             Proof::Incomplete => set_aside(pool, granule, open, recalls, told),
             Proof::Stuck(stuck) => {
@@ -57,6 +66,17 @@ pub(crate) fn prove_whole(pool: &Inner, open: &mut [(OpenOperation<'_>, Losses)]
             }
         }
     }
+}
+
+/// Whether the operation still has its marks on those frames of the granule that its mappings proved.
+fn still_marked(operation: &OpenOperation<'_>, losses: &Losses, granule: PfnRange) -> Result<(), Losses> {
+    let runs = operation.runs().iter().filter_map(|run| run.frames.intersect(granule));
+    let hung = runs.flat_map(|run| losses.survivors(run)).find_map(|run| operation.still_marked(run).err());
+    hung.map_or(Ok(()), |stuck| {
+        let mut losses = Losses::default();
+        losses.add(granule, stuck.verdict, stuck.cause);
+        Err(losses)
+    })
 }
 
 enum Proof {
