@@ -13,12 +13,25 @@ use crate::outcome::{Blocked, Refused};
 use crate::ownership::{Attached, Mappings};
 use crate::withdrawal::Lost;
 
-/// A mapping that was detached: it proved every sound frame of the allocation unreachable.
+/// A mapping that was detached: it proved every sound frame of the allocation unreachable. Only [`Allocation::detach`] makes
+/// one, so having one is having the proof.
 pub struct Detached {
+    mapping: Arc<dyn Mapping>,
+    still_asked_about: RunSet,
+}
+
+impl Detached {
     /// The mapping.
-    pub mapping: Arc<dyn Mapping>,
+    #[must_use]
+    pub fn into_mapping(self) -> Arc<dyn Mapping> {
+        self.mapping
+    }
+
     /// Frames that were released or withdrawn before: the pool keeps the mapping to ask it about these.
-    pub still_asked_about: RunSet,
+    #[must_use]
+    pub const fn still_asked_about(&self) -> &RunSet {
+        &self.still_asked_about
+    }
 }
 
 impl std::fmt::Debug for Detached {
@@ -63,10 +76,10 @@ impl Allocation {
         }
         let _editing = self.owned.editing.lock();
         let mut mappings = Mappings::clone(&self.owned.mappings.load());
-        if mappings.iter().any(|attached| &*attached.name == name) {
+        if mappings.iter().any(|attached| attached.is_attached() && &*attached.name == name) {
             return Err(Refused::NameTaken { name: name.to_owned() });
         }
-        mappings.push(Attached { name: name.into(), mapping, retired: false });
+        mappings.push(Attached { name: name.into(), mapping, retired: None });
         self.owned.mappings.store(Arc::new(mappings));
         Ok(())
     }
@@ -78,7 +91,7 @@ impl Allocation {
             .mappings
             .load()
             .iter()
-            .filter(|attached| !attached.retired)
+            .filter(|attached| attached.is_attached())
             .map(|attached| Arc::clone(&attached.name))
             .collect()
     }
@@ -88,49 +101,54 @@ impl Allocation {
     /// Refused as busy while any frame of the allocation converts. Frames that are released or withdrawn are not part of the
     /// proof: for those the pool keeps asking the mapping.
     pub fn detach(&self, name: &str) -> Result<Detached, Detach> {
+        let no_such = || Detach::from(Refused::NoSuchMapping { name: name.to_owned() });
         let mappings = self.owned.mappings.load_full();
-        let Some(attached) = mappings.iter().find(|attached| &*attached.name == name && !attached.retired).cloned() else {
-            return Err(Refused::NoSuchMapping { name: name.to_owned() }.into());
-        };
+        let attached = mappings.iter().find(|attached| attached.is_attached() && &*attached.name == name).ok_or_else(no_such)?;
         let (sound, rest) = self.sound_runs();
         let only = vec![attached.clone()];
         let ended = match OpenOperation::begin(&self.pool, &self.owned, sound, Intent::Detach)? {
-            Begun::AlreadySo(_) => crate::operation::Partition::default(),
+            Begun::AlreadySo(_) => self.remove(attached, &rest).then(crate::operation::Partition::default).ok_or_else(no_such)?,
             Begun::Open(mut operation) => {
+                if !self.has(attached) {
+                    // Somebody else detached it before the mark, and another may have the name now.
+                    operation.cancel();
+                    return Err(no_such());
+                }
                 operation.prepare(&only)?;
                 let mut losses = Losses::default();
                 operation.invalidate(&only, &mut losses);
                 if losses.runs().is_empty() {
                     // Before the marks go: no guard can be had under this name between the proof and the removal.
-                    self.remove(name, !rest.is_empty());
+                    self.remove(attached, &rest);
                 }
                 operation.finish(losses)
             }
         };
         match (ended.lost.is_empty(), ended.released.is_empty()) {
-            (true, true) => {
-                self.remove(name, !rest.is_empty());
-                Ok(Detached { mapping: attached.mapping, still_asked_about: rest })
-            }
+            (true, true) => Ok(Detached { mapping: Arc::clone(&attached.mapping), still_asked_about: rest }),
             (false, true) => Err(Detach::Torn { lost: ended.lost }),
             (_, false) => Err(Detach::OwnerGone { lost: ended.lost }),
         }
     }
 
-    /// Takes a mapping off the list, or keeps it for released frames only. Does nothing the second time.
-    fn remove(&self, name: &str, keep_for_rest: bool) {
+    /// Takes a mapping off the list, or keeps it for the frames of `rest` only; false when it is not attached any more.
+    fn remove(&self, gone: &Attached, rest: &RunSet) -> bool {
         let _editing = self.owned.editing.lock();
         let mut mappings = Mappings::clone(&self.owned.mappings.load());
-        if keep_for_rest {
-            for attached in mappings.iter_mut().filter(|attached| &*attached.name == name && !attached.retired) {
-                attached.retired = true;
-                // The name is free for another; the old one keeps it only as a label in causes.
-                attached.name = format!("{name} (detached)").into();
-            }
+        let Some(at) = mappings.iter().position(|attached| attached.is_the_same(gone)) else { return false };
+        if rest.is_empty() {
+            mappings.remove(at);
         } else {
-            mappings.retain(|attached| &*attached.name != name || attached.retired);
+            mappings[at].retired = Some(rest.clone());
+            // The name is free for another; the old one keeps it only as a label in causes.
+            mappings[at].name = format!("{} (detached)", gone.name).into();
         }
         self.owned.mappings.store(Arc::new(mappings));
+        true
+    }
+
+    fn has(&self, attached: &Attached) -> bool {
+        self.owned.mappings.load().iter().any(|other| other.is_the_same(attached))
     }
 
     /// The live, sound runs of the allocation, and all other frames that it has or had and are not proven.

@@ -9,7 +9,7 @@ use crate::allocation::Allocation;
 use crate::asking::Losses;
 use crate::extents::Extent;
 use crate::mapping::Stuck;
-use crate::operation::{Begun, OpenOperation, Partition, refused_by};
+use crate::operation::{Begun, OpenOperation, Partition};
 use crate::outcome::{Blocked, Convert, Refused};
 use crate::ownership::Mappings;
 
@@ -83,24 +83,25 @@ impl Allocation {
         let run = self.owned.extents.single(range)?;
         let piece = self.pool.records.single(run.frames)?;
         let record = self.pool.records.record(piece.record);
+        let swept = self.pool.swept();
         let id = record.lock().begin_at_once(piece.span, self.owned.id, intent, piece.record as u64)?;
-        let mut operation = OpenOperation::adopt(&self.pool, &self.owned, id, smallvec![run], intent);
+        let mut operation = OpenOperation::adopt(&self.pool, &self.owned, id, smallvec![run], intent, swept);
         let mappings = self.owned.mappings.load();
-        let op = operation.describe(run);
-        let attached = || mappings.iter().enumerate().filter(|(_, attached)| !attached.retired);
-        for (_, attached) in attached() {
-            if let Err(refusal) = attached.mapping.prepare(&op) {
-                operation.cancel();
-                return Some(Err(refused_by(&attached.name, refusal).into()));
-            }
+        if let Err(blocked) = operation.prepare(&mappings) {
+            return Some(Err(blocked.into()));
         }
-        for (nth, attached) in attached() {
-            if let Err(stuck) = attached.mapping.invalidate(&op, run.frames) {
+        let op = operation.describe(run);
+        for (nth, attached) in mappings.iter().enumerate() {
+            if !attached.is_attached() {
+                return Some(go_on(operation, nth, None, &mappings));
+            }
+            let proof = operation.still_marked(run.frames).and_then(|()| attached.mapping.invalidate(&op, run.frames));
+            if let Err(stuck) = proof {
                 return Some(go_on(operation, nth, Some(stuck), &mappings));
             }
         }
         if operation.scrubs()
-            && let Err(stuck) = self.pool.backing.scrub(&op, run.frames)
+            && let Err(stuck) = operation.still_marked(run.frames).and_then(|()| self.pool.backing.scrub(&op, run.frames))
         {
             return Some(go_on(operation, mappings.len(), Some(stuck), &mappings));
         }

@@ -14,7 +14,7 @@ use crate::mapping::{Operation, Verdict};
 use crate::operation::OpenOperation;
 use crate::placement;
 use crate::pool::Inner;
-use crate::recall::Recall;
+use crate::recall::{Recall, ask_backing};
 use crate::reclaim::{Reclaimed, Waiting, WaitingFor};
 
 /// Asks about runs of single frames.
@@ -23,13 +23,16 @@ pub(crate) fn prove_frames(pool: &Inner, open: &mut [(OpenOperation<'_>, Losses)
     for (operation, losses) in open {
         for run in operation.runs() {
             let op = operation.describe(*run);
-            losses.ask(&asked, run.frames, |frames| pool.backing.prove(&op, frames));
+            losses.ask(&asked, run.frames, |frames| {
+                operation.still_marked(frames)?;
+                ask_backing(frames, || pool.backing.prove(&op, frames))
+            });
         }
     }
     for recall in recalls {
         let op = recall.op;
         pool.lift_to_ask(recall, op.frames);
-        recall.losses.ask(&asked, op.frames, |frames| pool.backing.prove(&op, frames));
+        recall.losses.ask(&asked, op.frames, |frames| ask_backing(frames, || pool.backing.prove(&op, frames)));
         pool.shut_again(recall, op.frames);
     }
 }
@@ -43,7 +46,13 @@ pub(crate) fn prove_whole(pool: &Inner, open: &mut [(OpenOperation<'_>, Losses)]
     recalls.iter().for_each(|recall| proven.extend(recall.proven()));
     for granule in granules(pool, &proven) {
         let Some(op) = describe(granule, open, recalls) else { continue };
-        match prove_one(pool, granule, &proven, &op, recalls) {
+        // Looked at before each granule, because the one before may have taken long.
+        let marked = open.iter().try_for_each(|(operation, losses)| still_marked(operation, losses, granule));
+        let proof = match marked {
+            Ok(()) => prove_one(pool, granule, &proven, &op, recalls),
+            Err(hung) => Proof::Stuck(hung),
+        };
+        match proof {
             Proof::Proven => {}
             Proof::Incomplete => set_aside(pool, granule, open, recalls, told),
             Proof::Stuck(stuck) => {
@@ -52,6 +61,17 @@ pub(crate) fn prove_whole(pool: &Inner, open: &mut [(OpenOperation<'_>, Losses)]
             }
         }
     }
+}
+
+/// Whether the operation still has its marks on those frames of the granule that its mappings proved.
+fn still_marked(operation: &OpenOperation<'_>, losses: &Losses, granule: PfnRange) -> Result<(), Losses> {
+    let runs = operation.runs().iter().filter_map(|run| run.frames.intersect(granule));
+    let hung = runs.flat_map(|run| losses.survivors(run)).find_map(|run| operation.still_marked(run).err());
+    hung.map_or(Ok(()), |stuck| {
+        let mut losses = Losses::default();
+        losses.add(granule, stuck.verdict, stuck.cause);
+        Err(losses)
+    })
 }
 
 enum Proof {
@@ -73,7 +93,7 @@ fn prove_one(pool: &Inner, granule: PfnRange, proven: &RunSet, op: &Operation, r
     let mut losses = Losses::default();
     if sound {
         let asked = Asked { name: "backing", policy: &pool.policy.retry };
-        losses.ask(&asked, granule, |frames| pool.backing.prove(op, frames));
+        losses.ask(&asked, granule, |frames| ask_backing(frames, || pool.backing.prove(op, frames)));
     } else {
         within.iter().filter_map(|recall| recall.op.frames.intersect(granule)).for_each(|run| pool.backing.keep_shut(run));
     }

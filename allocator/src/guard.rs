@@ -37,7 +37,7 @@ impl Allocation {
         drop(locked);
         let guard = MapGuard { allocation: self, runs, pieces };
         // Looked up after the guard is out: a detach that began earlier has removed the name, one that begins later waits.
-        if self.owned.mappings.load().iter().any(|attached| &*attached.name == mapping && !attached.retired) {
+        if self.owned.mappings.load().iter().any(|attached| &*attached.name == mapping && attached.is_attached()) {
             Ok(guard)
         } else {
             Err(Refused::NoSuchMapping { name: mapping.to_owned() }.into())

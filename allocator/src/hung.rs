@@ -6,10 +6,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use pageless_metadata::{Ended, Ending, Intent, OperationId};
+use pageless_metadata::{Ended, Ending, Gib, Intent, Mark, OperationId, Span};
 
 use crate::mapping::{Cause, Verdict};
+use crate::operation::target;
 use crate::pool::{Inner, Pool};
+use crate::sync::Ordering;
 use crate::withdrawal::Lost;
 
 impl Pool {
@@ -48,13 +50,31 @@ impl Inner {
             let tenant = gib.tenants(mark.span).next().map(|(_, tenant)| tenant);
             let owned = tenant.and_then(|tenant| self.owners.lock().get(&tenant.allocation).cloned());
             let intent = if tenant.is_some_and(|tenant| tenant.released) { Intent::Reclaim } else { mark.intent };
-            for (span, ended) in gib.finish(operation, mark.span, Ending::Quarantine) {
-                let frames = span.in_gib_of(pool_frames.start());
-                if let (Ended::Lost, Some(owned)) = (ended, &owned) {
-                    lost.push(self.withdraw(owned, intent, frames, &Verdict::Retry { after: Duration::ZERO }, &cause));
+            // Before the mark goes: see `OpenOperation::still_marked`.
+            self.swept_marks.fetch_add(1, Ordering::AcqRel);
+            for part in changing(&gib, mark) {
+                for (span, ended) in gib.finish(operation, part, Ending::Quarantine) {
+                    let frames = span.in_gib_of(pool_frames.start());
+                    if let (Ended::Lost, Some(owned)) = (ended, &owned) {
+                        self.withdraw(owned, intent, frames, &Verdict::Retry { after: Duration::ZERO }, &cause);
+                        lost.extend(self.receipts(frames));
+                    }
                 }
             }
+            if target(mark.intent).is_some() {
+                // Its mappings may have been prepared for it.
+                gib.demote(mark.span);
+            }
+            // What was as asked before is not touched by any mapping, so nothing needs to be proven about it.
+            gib.cancel(operation, mark.span);
         }
         lost
     }
+}
+
+/// The parts of a mark that the operation changes.
+fn changing(gib: &Gib, mark: Mark) -> Vec<Span> {
+    let Some(target) = target(mark.intent) else { return vec![mark.span] };
+    let next = |from: u32| gib.next_to_change(Span::new(from, mark.span.end())?, target);
+    std::iter::successors(next(mark.span.start()), |part| next(part.end())).collect()
 }

@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use pageless_metadata::{
-    Ended, Ending, Intent, Obstacle, OperationId, PfnRange, Purpose, RunSet, Shareability, ToChange, Withdrawal,
+    Ended, Ending, Gib, Intent, Obstacle, OperationId, PfnRange, Purpose, RunSet, Shareability, Span, ToChange, Withdrawal,
 };
 use smallvec::SmallVec;
 
@@ -37,6 +37,10 @@ pub(crate) struct OpenOperation<'p> {
     changes_all: bool,
     /// Cleared by `finish` and `cancel`; what is left to `drop` is an operation whose mapping panicked.
     open: bool,
+    /// How many marks had been taken from hung operations when this one began.
+    swept: u64,
+    /// This one has been declared hung: nobody is asked any more.
+    over: bool,
 }
 
 /// How an operation began.
@@ -59,14 +63,9 @@ pub(crate) struct Partition {
 impl<'p> OpenOperation<'p> {
     /// Step 1. `runs` are the owner's frames, in guest order.
     pub(crate) fn begin(pool: &'p Inner, owned: &'p Ownership, runs: Runs, intent: Intent) -> Result<Begun<'p>, Blocked> {
-        let purpose = if intent == Intent::Detach { Purpose::Use } else { Purpose::Change };
-        if let [run] = runs[..]
-            && let Some(piece) = pool.records.single(run.frames)
-        {
-            return Self::begin_single(pool, owned, piece, runs, intent, purpose);
-        }
         let pieces = pieces_of(pool, &runs);
         let mut locked = pool.records.lock(&pieces);
+        let purpose = if intent == Intent::Detach { Purpose::Use } else { Purpose::Change };
         pool.unobstructed(owned, &pieces, &mut locked, purpose)?;
         let changes =
             target(intent).map(|target| how_much(&pieces, |piece| locked.gib(piece.record).to_change(piece.span, target)));
@@ -75,6 +74,7 @@ impl<'p> OpenOperation<'p> {
         }
         let Some(first) = pieces.first() else { return Ok(Begun::AlreadySo(runs)) };
         let id = locked.gib(first.record).next_operation(first.record as u64);
+        let swept = pool.swept();
         for (nth, piece) in pieces.iter().enumerate() {
             if locked.gib(piece.record).begin(piece.span, id, intent).is_err() {
                 pieces[..nth].iter().for_each(|piece| locked.gib(piece.record).cancel(id, piece.span));
@@ -84,59 +84,32 @@ impl<'p> OpenOperation<'p> {
         let guarded = pieces.iter().any(|piece| locked.gib(piece.record).is_guarded(piece.span));
         drop(locked);
         let changes_all = changes.is_none_or(|changes| changes == ToChange::Everything);
-        Self { pool, owned, id, intent, runs, changes_all, open: true }.once_drained(guarded)
+        let mut open = Self { pool, owned, id, intent, runs, changes_all, open: true, swept, over: false };
+        if guarded && !pool.drained(&pieces) {
+            open.cancel();
+            return Err(Blocked::Busy { after: pool.policy.busy_after });
+        }
+        Ok(Begun::Open(open))
     }
 
-    /// Step 1 for a run in one GiB: the same, without lists.
-    fn begin_single(
-        pool: &'p Inner,
-        owned: &'p Ownership,
-        piece: Piece,
-        runs: Runs,
-        intent: Intent,
-        purpose: Purpose,
-    ) -> Result<Begun<'p>, Blocked> {
-        let mut gib = pool.records.record(piece.record).lock();
-        if let Some(obstacle) = gib.obstacle(piece.span, owned.id, purpose) {
-            drop(gib);
-            return Err(pool.blocked_by(owned, piece, obstacle));
-        }
-        let changes = target(intent).map_or(ToChange::Everything, |target| gib.to_change(piece.span, target));
-        if changes == ToChange::Nothing {
-            return Ok(Begun::AlreadySo(runs));
-        }
-        let id = gib.next_operation(piece.record as u64);
-        if gib.begin(piece.span, id, intent).is_err() {
-            return Err(Refused::NoMemory.into());
-        }
-        let guarded = gib.is_guarded(piece.span);
-        drop(gib);
-        Self { pool, owned, id, intent, runs, changes_all: changes == ToChange::Everything, open: true }.once_drained(guarded)
-    }
-
-    /// Waits for the map guards that were out when the frames were marked; busy when they stay out too long.
-    fn once_drained(mut self, guarded: bool) -> Result<Begun<'p>, Blocked> {
-        if guarded && !self.pool.drained(&pieces_of(self.pool, &self.runs)) {
-            self.cancel();
-            return Err(Blocked::Busy { after: self.pool.policy.busy_after });
-        }
-        Ok(Begun::Open(self))
-    }
-
-    /// Takes over frames that the caller has marked itself.
-    pub(crate) fn adopt(pool: &'p Inner, owned: &'p Ownership, id: OperationId, runs: Runs, intent: Intent) -> Self {
-        Self { pool, owned, id, intent, runs, changes_all: true, open: true }
+    /// Takes over frames that the caller has marked itself, when so many marks had been swept.
+    pub(crate) fn adopt(pool: &'p Inner, owned: &'p Ownership, id: OperationId, runs: Runs, intent: Intent, swept: u64) -> Self {
+        Self { pool, owned, id, intent, runs, changes_all: true, open: true, swept, over: false }
     }
 
     /// Step 2. On refusal the marks are cleared.
     pub(crate) fn prepare(&mut self, mappings: &Mappings) -> Result<(), Blocked> {
         for run in 0..self.runs.len() {
             let op = self.describe(self.runs[run]);
-            for attached in mappings.iter().filter(|attached| !attached.retired || self.intent == Intent::Reclaim) {
-                if let Err(refusal) = attached.mapping.prepare(&op) {
-                    self.cancel();
-                    return Err(refused_by(&attached.name, refusal));
+            for attached in mappings.iter().filter(|attached| !attached.needed_for(op.frames).is_empty()) {
+                let Err(refusal) = attached.mapping.prepare(&op) else { continue };
+                if self.still_marked(op.frames).is_err() {
+                    // Declared hung meanwhile, so it is too late to have changed nothing.
+                    self.over = true;
+                    return Ok(());
                 }
+                self.cancel();
+                return Err(refused_by(&attached.name, refusal));
             }
         }
         Ok(())
@@ -149,13 +122,16 @@ impl<'p> OpenOperation<'p> {
 
     /// Step 3 from the `nth` mapping on, which has given its `first` answer already.
     pub(crate) fn invalidate_from(&self, nth: usize, first: &mut Option<Stuck>, mappings: &Mappings, losses: &mut Losses) {
-        for attached in mappings.iter().skip(nth).filter(|attached| !attached.retired || self.intent == Intent::Reclaim) {
+        for attached in mappings.iter().skip(nth) {
             let asked = Asked { name: &attached.name, policy: &self.pool.policy.retry };
             self.for_each_change(|op, part| {
-                losses.ask(&asked, part, |frames| match first.take() {
-                    Some(stuck) => Err(stuck),
-                    None => attached.mapping.invalidate(op, frames),
-                });
+                for part in attached.needed_for(part) {
+                    losses.ask(&asked, part, |frames| {
+                        first.take().map_or(Ok(()), Err)?;
+                        self.still_marked(frames)?;
+                        attached.mapping.invalidate(op, frames)
+                    });
+                }
             });
         }
     }
@@ -166,9 +142,10 @@ impl<'p> OpenOperation<'p> {
         if self.scrubs() {
             let asked = Asked { name: "backing", policy: &self.pool.policy.retry };
             self.for_each_change(|op, part| {
-                losses.ask(&asked, part, |frames| match first.take() {
-                    Some(stuck) => Err(stuck),
-                    None => self.pool.backing.scrub(op, frames),
+                losses.ask(&asked, part, |frames| {
+                    first.take().map_or(Ok(()), Err)?;
+                    self.still_marked(frames)?;
+                    self.pool.backing.scrub(op, frames)
                 });
             });
         }
@@ -182,22 +159,16 @@ impl<'p> OpenOperation<'p> {
     /// Step 4: what was proven is flipped, what was not is withdrawn. Returns what became of every frame.
     pub(crate) fn finish(mut self, losses: Losses) -> Partition {
         self.open = false;
-        if losses.runs().is_empty()
-            && let Some(done) = self.finish_single()
-        {
-            return Partition { done, ..Partition::default() };
-        }
         let mut partition = Partition::default();
         let pool = self.pool;
         for piece in pieces_of(pool, &self.runs) {
             let mut gib = pool.records.record(piece.record).lock();
-            if target(self.intent).is_some() {
-                gib.demote(piece.span);
-            }
+            let mut ours = false;
             for (part, loss) in losses.cut(piece) {
                 let ending = loss.map_or(Ending::Proven, |loss| ending(&loss.verdict));
                 for (span, ended) in gib.finish(self.id, part.span, ending) {
                     let frames = span.in_gib_of(piece.frames.start());
+                    ours |= ended != Ended::TooLate;
                     match (ended, loss) {
                         (Ended::Done, _) => {
                             if self.intent == Intent::Reclaim {
@@ -211,30 +182,56 @@ impl<'p> OpenOperation<'p> {
                         (Ended::Lost, Some(loss)) => {
                             let gone = gib.tenants(span).any(|(_, tenant)| tenant.released);
                             let intent = if gone { Intent::Reclaim } else { self.intent };
-                            partition.lost.push(pool.withdraw(self.owned, intent, frames, &loss.verdict, &loss.cause));
+                            pool.withdraw(self.owned, intent, frames, &loss.verdict, &loss.cause);
+                            // Read back, because some of them may be poisoned too, which is worse.
+                            partition.lost.extend(pool.receipts(frames));
                         }
+                        (Ended::TooLate, _) => self.came_back_late(&gib, frames, &mut partition),
                         // Another mark came first, and the registry knows its reason.
-                        (Ended::Lost | Ended::TooLate | Ended::Withdrawn(_), _) => {
-                            let lost = pool.receipts(frames);
-                            let known: RunSet = lost.iter().map(Lost::frames).collect();
-                            // A recall completed the intent before this operation came back.
-                            partition.done.extend(&RunSet::from(frames).difference(&known));
-                            partition.lost.extend(lost);
-                        }
+                        (Ended::Lost | Ended::Withdrawn(_), _) => partition.lost.extend(pool.receipts(frames)),
                     }
                 }
+            }
+            if ours && target(self.intent).is_some() {
+                gib.demote(piece.span);
             }
         }
         pool.tell_backing(&partition.lost);
         partition
     }
 
-    /// Step 4 for a conversion of one run in one GiB that nothing came between: the same, without lists.
-    fn finish_single(&self) -> Option<RunSet> {
-        let [run] = self.runs[..] else { return None };
-        let piece = self.pool.records.single(run.frames)?;
-        let mut gib = self.pool.records.record(piece.record).lock();
-        gib.flip(self.id, piece.span, self.intent).then(|| RunSet::from(run.frames))
+    /// The operation had been declared hung. Its frames are still withdrawn, or a later proof has completed its intent, or
+    /// the owner has given them up.
+    fn came_back_late(&self, gib: &Gib, frames: PfnRange, partition: &mut Partition) {
+        let lost = self.pool.receipts(frames);
+        let mut settled = RunSet::from(frames);
+        lost.iter().for_each(|lost| settled.remove(lost.frames()));
+        partition.lost.extend(lost);
+        for run in &settled {
+            let live = gib.live_runs(Span::head_of(run), self.owned.id).into_iter().map(|(span, _)| span.in_gib_of(run.start()));
+            let live: RunSet = live.collect();
+            partition.released.extend(&RunSet::from(run).difference(&live));
+            partition.done.extend(&live);
+        }
+    }
+
+    /// Whether the operation still has its marks on `frames`. A sweep takes them from an operation that it declares hung, and
+    /// from then on the frames are not this operation's to touch: they may have been proven, freed and handed to somebody
+    /// else. Asked right before every call that touches memory; a mapping that hangs in its call is past it.
+    pub(crate) fn still_marked(&self, frames: PfnRange) -> Result<(), Stuck> {
+        if !self.over && self.swept == self.pool.swept() {
+            return Ok(());
+        }
+        let marked = |piece: Piece| {
+            let gib = self.pool.records.record(piece.record).lock();
+            let own = gib.marks().filter(|mark| mark.operation == self.id).filter_map(|mark| mark.span.intersect(piece.span));
+            own.map(Span::frames).sum::<u32>() == piece.span.frames()
+        };
+        if !self.over && self.pool.records.pieces(frames).all(marked) {
+            return Ok(());
+        }
+        let cause = Cause::new("operation", 0, format!("{} came back after it had been declared hung", self.id));
+        Err(Stuck { at: frames, verdict: Verdict::Retry { after: Duration::ZERO }, cause })
     }
 
     /// The flip has been done elsewhere: nothing is left to end.
@@ -304,9 +301,8 @@ impl Drop for OpenOperation<'_> {
         if self.open {
             let mut losses = Losses::default();
             let cause = Cause::new("operation", 0, "a mapping panicked");
-            for run in &self.runs {
-                losses.add(run.frames, Verdict::Retry { after: Duration::ZERO }, cause.clone());
-            }
+            // What was as asked before is not touched by any mapping, so nothing needs to be proven about it.
+            self.for_each_change(|_, part| losses.add(part, Verdict::Retry { after: Duration::ZERO }, cause.clone()));
             let runs = std::mem::take(&mut self.runs);
             Self { runs, ..*self }.finish(losses);
             self.open = false;

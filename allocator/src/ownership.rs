@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use pageless_metadata::{AllocationId, PfnRange};
+use pageless_metadata::{AllocationId, PfnRange, RunSet};
+use smallvec::{SmallVec, smallvec};
 
 use crate::extents::{Extent, Extents};
 use crate::mapping::{Contents, Mapping};
@@ -16,8 +17,25 @@ use crate::sync::{AtomicBool, Mutex, Ordering};
 pub(crate) struct Attached {
     pub(crate) name: Arc<str>,
     pub(crate) mapping: Arc<dyn Mapping>,
-    /// Detached while some frames were released or withdrawn: its proof for those is still needed.
-    pub(crate) retired: bool,
+    /// Detached while these frames were released or withdrawn: its proof for them is still needed, and for them only.
+    pub(crate) retired: Option<RunSet>,
+}
+
+impl Attached {
+    /// Whether translations may still be established through it.
+    pub(crate) const fn is_attached(&self) -> bool {
+        self.retired.is_none()
+    }
+
+    /// Whether the two are one attachment. The same mapping may be attached again, even under the same name.
+    pub(crate) fn is_the_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.name, &other.name)
+    }
+
+    /// The parts of `frames` that need its proof.
+    pub(crate) fn needed_for(&self, frames: PfnRange) -> SmallVec<[PfnRange; 1]> {
+        self.retired.as_ref().map_or_else(|| smallvec![frames], |rest| rest.clipped(frames).collect())
+    }
 }
 
 /// The mappings of an allocation, in the order of attachment.

@@ -60,6 +60,8 @@ pub(crate) struct Inner {
     pub(crate) transit: Transit,
     /// When a sweep for hung operations first saw an operation.
     pub(crate) seen_running: Mutex<HashMap<OperationId, Instant>>,
+    /// How many marks sweeps have taken from hung operations. Hardly ever written, so that every operation can look.
+    pub(crate) swept_marks: AtomicU64,
     next_allocation: AtomicU64,
     next_hold: AtomicU64,
 }
@@ -177,6 +179,7 @@ impl Inner {
             releasing: Mutex::new(BTreeMap::new()),
             transit: Transit::default(),
             seen_running: Mutex::new(HashMap::new()),
+            swept_marks: AtomicU64::new(0),
             next_allocation: AtomicU64::new(1),
             next_hold: AtomicU64::new(1),
         }
@@ -209,6 +212,11 @@ impl Inner {
             self.journal.write(*run, Some(id), EventKind::Allocated { owner: Arc::clone(&request.owner) });
         }
         Some(owned)
+    }
+
+    pub(crate) fn swept(&self) -> u64 {
+        // Acquire: pairs with the sweep's increment, which comes before it takes a mark.
+        self.swept_marks.load(Ordering::Acquire)
     }
 
     pub(crate) fn next_hold(&self) -> HoldId {
@@ -257,19 +265,17 @@ impl Inner {
         receipt
     }
 
-    /// Receipts for frames that are withdrawn already.
+    /// Receipts for frames that are withdrawn already. A frame with two marks is on one of them, with the worse: poisoned.
     pub(crate) fn receipts(&self, frames: PfnRange) -> Vec<Lost> {
         let entries = self.registry.lock().covering(frames);
-        // A frame with two marks is reported once, with the worse: the poisoned entries come last.
-        let poisoned: RunSet = entries.iter().filter(|e| e.told.state == Withdrawal::Poisoned).map(|e| e.told.frames).collect();
-        let (mut lost, mut seen) = (Vec::new(), RunSet::new());
-        for entry in entries {
-            let worse = entry.told.state != Withdrawal::Poisoned && poisoned.overlaps(entry.told.frames);
-            if !worse && !seen.overlaps(entry.told.frames) {
-                seen.insert(entry.told.frames);
-                lost.push(entry.receipt());
-            }
-        }
+        let (poisoned, unproven): (Vec<Entry>, Vec<Entry>) =
+            entries.into_iter().partition(|entry| entry.told.state == Withdrawal::Poisoned);
+        let worse: RunSet = poisoned.iter().map(|entry| entry.told.frames).collect();
+        let only_unproven = |entry: &Entry| -> Vec<Entry> {
+            worse.gaps_in(entry.told.frames).into_iter().filter_map(|run| entry.clipped(run)).collect()
+        };
+        let mut lost: Vec<Lost> = unproven.iter().flat_map(only_unproven).chain(poisoned).map(|entry| entry.receipt()).collect();
+        lost.sort_unstable_by_key(Lost::frames);
         lost
     }
 

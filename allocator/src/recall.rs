@@ -5,13 +5,13 @@
 //! the registry lets one recall at a time ask about an entry.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pageless_metadata::{Ended, Intent, Pfn, PfnRange, RunSet, Withdrawal};
 
 use crate::asking::{Asked, Loss, Losses};
 use crate::journal::EventKind;
-use crate::mapping::{Cause, Contents, Operation, Verdict};
+use crate::mapping::{Cause, Contents, Operation, Stuck, Verdict};
 use crate::operation::Partition;
 use crate::ownership::Ownership;
 use crate::placement;
@@ -109,13 +109,18 @@ impl Inner {
 
     fn ask_mappings(&self, recall: &mut Recall) {
         let mappings = recall.owned.mappings.load_full();
-        let wanted = mappings.iter().filter(|attached| !attached.retired || recall.op.intent == Intent::Reclaim);
         let (op, losses) = (recall.op, &mut recall.losses);
-        for attached in wanted {
+        for attached in mappings.iter() {
+            let needed = attached.needed_for(op.frames);
+            if needed.is_empty() {
+                continue;
+            }
             let asked = Asked { name: &attached.name, policy: &self.policy.retry };
             let asking = || -> Result<(), crate::Refusal> {
                 attached.mapping.prepare(&op)?;
-                losses.ask(&asked, op.frames, |part| attached.mapping.invalidate(&op, part));
+                for run in &needed {
+                    losses.ask(&asked, *run, |part| attached.mapping.invalidate(&op, part));
+                }
                 Ok(())
             };
             if let Err(cause) = guarded(&attached.name, asking) {
@@ -126,7 +131,7 @@ impl Inner {
         if op.intent == Intent::Share && op.contents == Contents::Zero {
             let asked = Asked { name: "backing", policy: &self.policy.retry };
             self.lift_to_ask(recall, op.frames);
-            recall.losses.ask(&asked, op.frames, |part| self.backing.scrub(&op, part));
+            recall.losses.ask(&asked, op.frames, |part| ask_backing(part, || self.backing.scrub(&op, part)));
             self.shut_again(recall, op.frames);
         }
     }
@@ -205,6 +210,14 @@ impl Inner {
             partition.lost.push(self.withdraw(&recall.owned, recall.intent(), piece.frames, &Verdict::Never, &loss.cause));
         }
     }
+}
+
+/// Asks the backing about `frames`, and turns a panic into an answer: a pass has marks and entries of many owners to end.
+pub(crate) fn ask_backing(frames: PfnRange, ask: impl FnOnce() -> Result<(), Stuck>) -> Result<(), Stuck> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(ask)).unwrap_or_else(|_| {
+        let cause = Cause::new("prove", 0, "the backing panicked");
+        Err(Stuck { at: frames, verdict: Verdict::Retry { after: Duration::ZERO }, cause })
+    })
 }
 
 /// Runs `ask`, and turns a refusal or a panic of somebody else's mapping into a cause: the pool's own verbs go on.

@@ -148,7 +148,7 @@ impl Inner {
     /// Begins one operation on all released frames of an owner that nothing stands in the way of.
     fn mark_released<'p>(&'p self, owned: &'p Ownership, asked: &RunSet, told: &mut Reclaimed) -> Option<OpenOperation<'p>> {
         let released = owned.released.lock().clone();
-        let (mut id, mut runs) = (None, Runs::new());
+        let (mut id, mut runs, swept) = (None, Runs::new(), self.swept());
         for (extent, piece) in
             released.iter().flat_map(|extent| self.records.pieces(extent.frames).map(move |piece| (extent, piece)))
         {
@@ -174,7 +174,7 @@ impl Inner {
                 told.waiting.push(Waiting { frames, why });
             }
         }
-        id.map(|id| OpenOperation::adopt(self, owned, id, runs, Intent::Reclaim))
+        id.map(|id| OpenOperation::adopt(self, owned, id, runs, Intent::Reclaim, swept))
     }
 
     /// Asks the backing about everything that the mappings proved, granule by granule, and frees what it proves too.

@@ -61,7 +61,7 @@ impl Allocation {
             operation.cancel();
             return Err(not_one_leaf(block.offset, order, "its frames are not all private or all shared"));
         }
-        for attached in self.owned.mappings.load().iter().filter(|attached| !attached.retired) {
+        for attached in self.owned.mappings.load().iter().filter(|attached| attached.is_attached()) {
             if let Err(refusal) = attached.mapping.promote(block.frames) {
                 operation.cancel();
                 return Err(refused_by(&attached.name, refusal));

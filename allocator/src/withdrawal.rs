@@ -112,7 +112,7 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// The part of the entry that covers `frames`.
-    fn clipped(&self, frames: PfnRange) -> Option<Self> {
+    pub(crate) fn clipped(&self, frames: PfnRange) -> Option<Self> {
         let part = self.told.frames.intersect(frames)?;
         let mut entry = self.clone();
         entry.told.offset += crate::outcome::bytes(part.start().get() - self.told.frames.start().get());

@@ -73,12 +73,23 @@ pub(crate) fn pool_of(frames: u64) -> Pool {
 }
 
 /// Everything that anyone can see of a pool, history included: two of these are equal exactly when nothing changed.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq)]
 pub(crate) struct Books {
     pub(crate) stats: Stats,
     pub(crate) stretches: Vec<Stretch>,
     pub(crate) withdrawn: Vec<Withdrawn>,
     explained: Vec<Explanation>,
+}
+
+impl std::fmt::Debug for Books {
+    /// Without the explanations, which repeat the rest once for every frame.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{:?}", self.stats)?;
+        self.stretches
+            .iter()
+            .try_for_each(|stretch| writeln!(f, "{} {:?} {:?}", stretch.frames, stretch.allocation, stretch.state))?;
+        self.withdrawn.iter().try_for_each(|run| writeln!(f, "{run:?}"))
+    }
 }
 
 /// Asserts that the books agree with each other, and copies them.

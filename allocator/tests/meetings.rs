@@ -1,0 +1,581 @@
+//! What meets a converting range (DESIGN §3): every meeting of two operations on one range.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod scripted;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pageless::{
+    Backing, Blocked, Cause, Convert, Identity, Intent, LiftRefused, Lost, NodeFrames, Operation, Order, PfnRange, Pool,
+    ProofScope, Refusal, Refused, Request, RunSet, Shareability, Stuck, Verdict, WaitingFor, Withdrawal,
+};
+use scripted::{Asked, IMPATIENT, NOT_NOW, Scripted, World, books, pages, run, set, while_parked};
+
+/// What `verb` says while a share of the first 8 of 16 frames is parked inside the mapping; the share must not notice.
+fn meets<R>(verb: impl FnOnce(&World) -> R) -> R {
+    let world = World::of(16);
+    let parked = world.ept.parks();
+    let (shared, met) = while_parked(
+        parked,
+        || world.ram.share(pages(0, 8)),
+        || {
+            let before = world.books();
+            let met = verb(&world);
+            assert_eq!(world.books(), before, "whoever is refused changes nothing");
+            met
+        },
+    );
+    assert_eq!(*shared.unwrap().frames(), set([(0, 8)]));
+    assert_eq!(world.books().stats.converting, 0);
+    met
+}
+
+fn lost(runs: &[Lost]) -> RunSet {
+    runs.iter().map(Lost::frames).collect()
+}
+
+#[test]
+fn a_hold_on_a_converting_range_is_busy() {
+    assert!(matches!(meets(|world| world.ram.hold(pages(7, 9), "nic").unwrap_err()), Blocked::Busy { .. }));
+}
+
+#[test]
+fn a_map_guard_on_a_converting_range_is_busy() {
+    assert!(matches!(meets(|world| drop(world.ram.map_guard("ept", pages(9, 16)))), ()), "the frames beside it are mapped");
+    assert!(matches!(meets(|world| world.ram.map_guard("ept", pages(7, 9)).map(drop).unwrap_err()), Blocked::Busy { .. }));
+}
+
+#[test]
+fn a_conversion_either_way_of_a_converting_range_is_busy() {
+    assert!(matches!(meets(|world| world.ram.share(pages(0, 1)).unwrap_err()), Convert::Busy { .. }));
+    assert!(matches!(meets(|world| world.ram.unshare(pages(7, 16)).unwrap_err()), Convert::Busy { .. }));
+}
+
+#[test]
+fn a_partial_release_of_a_converting_range_is_busy() {
+    assert!(matches!(meets(|world| world.ram.release_range(pages(4, 12)).unwrap_err()), Blocked::Busy { .. }));
+}
+
+#[test]
+fn a_detach_while_any_frame_converts_is_busy() {
+    let answer = meets(|world| world.ram.detach("ept").unwrap_err());
+    assert!(matches!(answer, pageless::Detach::Blocked(Blocked::Busy { .. })), "{answer}");
+}
+
+#[test]
+fn a_demotion_or_promotion_of_a_converting_block_is_busy() {
+    let world = World::of(512);
+    let parked = world.ept.parks();
+    let (_, met) = while_parked(
+        parked,
+        || world.ram.share(pages(0, 512)),
+        || {
+            [
+                world.ram.demote(4096, Order::BASE).unwrap_err(),
+                world.ram.promote(0, Order::MIB2).unwrap_err(),
+                world.ram.promotable(0, Order::MIB2).unwrap_err(),
+                world.ram.max_mapping_order(0).unwrap_err(),
+            ]
+        },
+    );
+    met.iter().for_each(|answer| assert!(matches!(answer, Blocked::Busy { .. }), "{answer}"));
+}
+
+#[test]
+fn a_conversion_of_a_block_that_is_being_promoted_is_busy() {
+    let world = World::of(512);
+    let parked = world.ept.parks_in_promote();
+    let (promoted, met) =
+        while_parked(parked, || world.ram.promote(0, Order::MIB2), || world.ram.share(pages(3, 4)).unwrap_err());
+    promoted.unwrap();
+    assert!(matches!(met, Convert::Busy { .. }));
+}
+
+#[test]
+fn reclaim_and_retry_leave_a_converting_range_of_a_live_owner_alone() {
+    let told = meets(|world| [world.pool.reclaim(), world.pool.retry(run(0, 16))]);
+    told.iter().for_each(|told| assert_eq!(*told, pageless::Reclaimed::default()));
+}
+
+#[test]
+fn a_reset_and_a_replacement_are_refused_while_a_guest_runs() {
+    let [reset, replaced] = meets(|world| {
+        [world.pool.platform_reset("kexec log"), world.pool.hardware_replaced(run(0, 8), "invoice 7")].map(Result::unwrap_err)
+    });
+    assert!(matches!(reset, LiftRefused::Live { live: 1, .. }));
+    assert!(matches!(replaced, LiftRefused::Live { live: 1, .. }));
+}
+
+#[test]
+fn a_sound_frame_that_converts_cannot_be_replaced() {
+    assert_eq!(meets(|world| world.ram.replace(4096).unwrap_err()), Refused::NotLost { offset: 4096 }.into());
+}
+
+#[test]
+fn poison_in_mid_conversion_is_recorded_and_its_frames_end_as_lost() {
+    let world = World::of(16);
+    let parked = world.ept.parks();
+    let strike = || world.pool.poison(run(3, 5), Cause::new("MCE", 0xbd, "uncorrectable"));
+    let (torn, fresh) = while_parked(parked, || world.ram.share(pages(0, 8)), strike);
+    assert_eq!(fresh, set([(3, 5)]));
+    let Convert::Torn { done, lost: gone } = torn.unwrap_err() else { panic!() };
+    assert_eq!(done, set([(0, 3), (5, 8)]));
+    assert_eq!(lost(&gone), set([(3, 5)]));
+    assert_eq!((gone[0].state(), gone[0].retry_after()), (Withdrawal::Poisoned, None));
+    assert_eq!(world.books().stats.poisoned, 2);
+}
+
+#[test]
+fn a_frame_that_is_both_stuck_and_poisoned_is_told_as_poisoned() {
+    let world = World::of(16);
+    world.ept.sticks(run(2, 6), NOT_NOW);
+    let parked = world.ept.parks();
+    let strike = || world.pool.poison(run(3, 5), Cause::new("MCE", 0xbd, "uncorrectable"));
+    let (torn, _) = while_parked(parked, || world.ram.share(pages(0, 8)), strike);
+    let Convert::Torn { done, lost: gone } = torn.unwrap_err() else { panic!() };
+    assert_eq!((done, lost(&gone)), (set([(0, 2), (6, 8)]), set([(2, 6)])));
+    let states: Vec<_> = gone.iter().map(|lost| (lost.frames(), lost.state())).collect();
+    use Withdrawal::{Poisoned, Quarantined};
+    assert_eq!(states, [(run(2, 3), Quarantined), (run(3, 5), Poisoned), (run(5, 6), Quarantined)]);
+    world.books();
+}
+
+#[test]
+fn an_owner_may_die_under_its_conversion_and_the_flip_does_nothing() {
+    let World { pool, ram, ept } = World::of(16);
+    let parked = ept.parks();
+    let (gone, died) = while_parked(
+        parked,
+        || ram.share(pages(0, 8)),
+        || {
+            let died = pool.owner_died("vm-42");
+            let told = pool.reclaim();
+            assert_eq!(told.freed, set([(8, 16)]), "the converting frames are not free yet");
+            assert_eq!(told.waiting.len(), 1);
+            assert_eq!((told.waiting[0].frames, &told.waiting[0].why), (run(0, 8), &WaitingFor::Operation));
+            assert!(!pool.is_free(run(0, 8).start()));
+            died
+        },
+    );
+    assert_eq!(died, 1);
+    assert_eq!(gone.unwrap_err(), Convert::OwnerGone { lost: Vec::new() });
+    let stats = books(&pool).stats;
+    assert_eq!((stats.released, stats.shared, stats.converting), (8, 0, 0));
+    assert_eq!(pool.reclaim().freed, set([(0, 8)]));
+    assert_eq!(pool.owner_died("vm-42"), 0);
+    drop(ram);
+    assert_eq!(books(&pool).stats.free, 16);
+}
+
+#[test]
+fn an_owner_may_die_under_its_detach_and_the_frames_still_need_every_proof() {
+    let World { pool, ram, ept } = World::of(16);
+    let host = Scripted::new();
+    ram.attach("host", host.clone()).unwrap();
+    let parked = ept.parks();
+    let (detached, _) = while_parked(parked, || ram.detach("ept").map(drop), || pool.owner_died("vm-42"));
+    assert!(matches!(detached.unwrap_err(), pageless::Detach::OwnerGone { .. }));
+    host.sticks(run(1, 2), Verdict::Never);
+    let told = pool.reclaim();
+    assert_eq!((told.freed, lost(&told.lost)), (set([(0, 1), (2, 16)]), set([(1, 2)])));
+    books(&pool);
+}
+
+#[test]
+fn a_panic_in_invalidate_quarantines_everything_that_was_not_proven() {
+    let world = World::of(16);
+    world.ram.share(pages(4, 6)).unwrap();
+    world.ept.panics_in_invalidate();
+    let panicked = catch_unwind(AssertUnwindSafe(|| world.ram.share(pages(0, 8))));
+    assert!(panicked.is_err());
+    let stats = world.books().stats;
+    assert_eq!((stats.quarantined, stats.converting, stats.shared), (6, 0, 2), "4..6 was shared, and nobody was asked");
+    let told = world.pool.retry(run(0, 16));
+    assert_eq!(told.recovered, set([(0, 4), (6, 8)]));
+    assert_eq!(world.books().stats.shared, 8);
+}
+
+#[test]
+fn a_panic_in_prepare_quarantines_the_range_and_spares_the_rest() {
+    let world = World::of(16);
+    world.ept.panics_in_prepare();
+    assert!(catch_unwind(AssertUnwindSafe(|| world.ram.share(pages(0, 8)))).is_err());
+    let stats = world.books().stats;
+    assert_eq!((stats.quarantined, stats.converting), (8, 0));
+    assert!(world.ram.share(pages(8, 16)).is_ok());
+    assert_eq!(world.pool.withdrawn()[0].cause.meaning, "a mapping panicked");
+}
+
+#[test]
+fn a_panic_of_a_mapping_under_reclaim_does_not_stop_the_pool() {
+    let World { pool, ram, ept } = World::of(16);
+    let other = Scripted::new();
+    let _kept = {
+        drop(ram);
+        ept.panics_in_invalidate();
+        other
+    };
+    let told = pool.reclaim();
+    assert_eq!((told.freed, lost(&told.lost)), (RunSet::new(), set([(0, 16)])));
+    assert_eq!(pool.retry(run(0, 16)).freed, set([(0, 16)]));
+    assert_eq!(books(&pool).stats.free, 16);
+}
+
+/// Quarantines what is under way for longer than a moment.
+fn sweep(pool: &Pool) -> Vec<Lost> {
+    assert_eq!(pool.quarantine_hung(Duration::ZERO), [], "the first sweep only takes note");
+    std::thread::sleep(Duration::from_millis(2));
+    pool.quarantine_hung(Duration::from_millis(1))
+}
+
+#[test]
+fn a_hung_operation_is_quarantined_and_its_late_return_changes_nothing() {
+    let world = World::of(16);
+    let host = world.also("host");
+    let parked = world.ept.parks();
+    let (late, (swept, before)) = while_parked(
+        parked,
+        || world.ram.share(pages(0, 8)),
+        || {
+            let swept = sweep(&world.pool);
+            (swept, world.books())
+        },
+    );
+    assert_eq!(lost(&swept), set([(0, 8)]));
+    assert_eq!(swept[0].state(), Withdrawal::Quarantined);
+    assert_eq!(world.books(), before, "the late return changed something");
+    let Convert::Torn { done, lost: gone } = late.unwrap_err() else { panic!() };
+    assert_eq!((done, lost(&gone)), (RunSet::new(), set([(0, 8)])));
+    assert_eq!(host.asked(), [Asked::Prepare(Intent::Share, run(0, 8))], "nobody is asked for an operation that is over");
+}
+
+#[test]
+fn a_sweep_spares_operations_that_are_young_or_new() {
+    let world = World::of(16);
+    let parked = world.ept.parks();
+    let (shared, ()) = while_parked(
+        parked,
+        || world.ram.share(pages(0, 8)),
+        || {
+            assert_eq!(world.pool.quarantine_hung(Duration::ZERO), []);
+            assert_eq!(world.pool.quarantine_hung(Duration::from_secs(3600)), []);
+        },
+    );
+    assert!(shared.unwrap().changed());
+    let parked = world.ept.parks();
+    let (unshared, ()) = while_parked(
+        parked,
+        || world.ram.unshare(pages(0, 8)),
+        || {
+            assert_eq!(world.pool.quarantine_hung(Duration::ZERO), [], "another operation, first seen now");
+        },
+    );
+    assert!(unshared.unwrap().changed());
+}
+
+#[test]
+fn a_hung_operation_that_was_proven_meanwhile_comes_back_to_a_finished_conversion() {
+    let world = World::of(16);
+    let parked = world.ept.parks();
+    let (late, before) = while_parked(
+        parked,
+        || world.ram.share(pages(0, 8)),
+        || {
+            sweep(&world.pool);
+            assert_eq!(world.pool.retry(run(0, 8)).recovered, set([(0, 8)]));
+            world.books()
+        },
+    );
+    assert_eq!(world.books(), before);
+    assert_eq!(*late.unwrap().frames(), set([(0, 8)]), "every frame is in exactly one field of the answer");
+}
+
+/// Counts what is done to memory.
+struct Recording(std::sync::Mutex<Vec<(&'static str, PfnRange)>>);
+
+impl Recording {
+    fn pool() -> (Pool, Arc<Self>) {
+        let backing = Arc::new(Self(std::sync::Mutex::default()));
+        (Pool::builder().shared_backing(backing.clone()).policy(IMPATIENT).build().unwrap(), backing)
+    }
+
+    fn done(&self) -> Vec<(&'static str, PfnRange)> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+impl Backing for Recording {
+    fn identity(&self) -> Identity {
+        Identity::Synthetic
+    }
+
+    fn nodes(&self) -> Vec<NodeFrames> {
+        vec![NodeFrames { node: 0, frames: run(0, 16) }]
+    }
+
+    fn proof(&self) -> ProofScope {
+        pageless::MetadataOnly::of_bytes(4096).proof()
+    }
+
+    fn scrub(&self, _: &Operation, frames: PfnRange) -> Result<(), Stuck> {
+        self.0.lock().unwrap().push(("scrub", frames));
+        Ok(())
+    }
+
+    fn prove(&self, _: &Operation, frames: PfnRange) -> Result<(), Stuck> {
+        self.0.lock().unwrap().push(("prove", frames));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_hung_share_never_zeroes_memory_that_a_retry_has_given_back_to_the_guest() {
+    let (pool, backing) = Recording::pool();
+    let ram = pool.allocate(Request::bytes(16 * 4096).owner("vm")).unwrap();
+    let ept = Scripted::new();
+    ram.attach("ept", ept.clone()).unwrap();
+    let parked = ept.parks();
+    let (late, ()) = while_parked(
+        parked,
+        || ram.share(pages(0, 8)),
+        || {
+            sweep(&pool);
+            pool.retry(run(0, 8));
+            assert_eq!(backing.done(), [("scrub", run(0, 8))]);
+        },
+    );
+    late.unwrap();
+    assert_eq!(backing.done(), [], "the guest uses these frames");
+}
+
+#[test]
+fn a_hung_reclaim_never_punches_memory_that_somebody_else_got_meanwhile() {
+    let (pool, backing) = Recording::pool();
+    let ram = pool.allocate(Request::bytes(16 * 4096).owner("vm")).unwrap();
+    let ept = Scripted::new();
+    ram.attach("ept", ept.clone()).unwrap();
+    drop(ram);
+    let parked = ept.parks();
+    let (late, next) = while_parked(
+        parked,
+        || pool.reclaim(),
+        || {
+            assert_eq!(lost(&sweep(&pool)), set([(0, 16)]));
+            assert_eq!(pool.retry(run(0, 16)).freed, set([(0, 16)]));
+            backing.done();
+            pool.allocate(Request::bytes(16 * 4096).owner("next")).unwrap()
+        },
+    );
+    assert_eq!(late.freed, RunSet::new());
+    assert_eq!(backing.done(), [], "the next owner's memory");
+    assert_eq!(books(&pool).stats.allocated, 16);
+    drop(next);
+}
+
+#[test]
+fn an_operation_that_hangs_in_prepare_invalidates_nothing_when_it_comes_back() {
+    let world = World::of(16);
+    let parked = world.ept.parks_in_prepare();
+    let (late, swept) = while_parked(parked, || world.ram.share(pages(0, 8)), || sweep(&world.pool));
+    assert_eq!(lost(&swept), set([(0, 8)]));
+    assert!(matches!(late.unwrap_err(), Convert::Torn { .. }));
+    assert_eq!(world.ept.asked(), [Asked::Prepare(Intent::Share, run(0, 8))]);
+}
+
+#[test]
+fn an_operation_that_hangs_in_a_prepare_that_refuses_says_what_it_lost() {
+    let world = World::of(16);
+    let host = world.also("host");
+    host.refuses(Refusal::NoMemory);
+    let parked = world.ept.parks_in_prepare();
+    let (late, _) = while_parked(parked, || world.ram.share(pages(0, 8)), || sweep(&world.pool));
+    let late = late.unwrap_err();
+    assert!(matches!(&late, Convert::Torn { done, lost: gone } if done.is_empty() && lost(gone) == set([(0, 8)])), "{late}");
+}
+
+#[test]
+fn poison_on_frames_of_a_hung_operation_leaves_the_others_in_its_answer() {
+    let world = World::of(16);
+    let parked = world.ept.parks();
+    let (late, ()) = while_parked(
+        parked,
+        || world.ram.share(pages(0, 8)),
+        || {
+            sweep(&world.pool);
+            world.pool.poison(run(3, 4), Cause::new("MCE", 0xbd, ""));
+        },
+    );
+    let Convert::Torn { done, lost: gone } = late.unwrap_err() else { panic!() };
+    assert_eq!((done, lost(&gone)), (RunSet::new(), set([(0, 8)])), "every frame is in exactly one field");
+}
+
+/// A world in which frames 2..4 of a share of 0..8 are quarantined.
+fn quarantined() -> World {
+    let world = World::of(16);
+    world.ept.sticks(run(2, 4), NOT_NOW);
+    world.ram.share(pages(0, 8)).unwrap_err();
+    world
+}
+
+#[test]
+fn a_later_proof_completes_the_conversion_of_a_live_owner() {
+    let world = quarantined();
+    assert_eq!(world.pool.retry(run(0, 16)).withdrawn, RunSet::new(), "a live owner's frames are not this pass's to count");
+    assert_eq!(world.pool.withdrawn()[0].attempts, 1);
+    world.ept.heals();
+    let told = world.pool.reclaim();
+    assert_eq!((told.recovered, told.freed), (set([(2, 4)]), RunSet::new()));
+    assert_eq!(world.ram.shareability(2 * 4096).unwrap(), Shareability::Shared);
+    let stats = world.books().stats;
+    assert_eq!((stats.quarantined, stats.shared), (0, 8));
+    assert!(!world.ram.share(pages(0, 8)).unwrap().changed());
+}
+
+#[test]
+fn a_later_proof_frees_the_frames_of_a_dead_owner() {
+    let World { pool, ram, ept } = quarantined();
+    drop(ram);
+    let told = pool.reclaim();
+    assert_eq!((told.freed, told.withdrawn), (set([(0, 2), (4, 16)]), set([(2, 4)])));
+    assert_eq!(pool.withdrawn()[0].intent, Some(Intent::Reclaim), "nobody wants the conversion any more");
+    ept.heals();
+    let told = pool.reclaim();
+    assert_eq!((told.freed, told.recovered), (set([(2, 4)]), RunSet::new()));
+    assert_eq!(books(&pool).stats.free, 16);
+    assert!(pool.allocate(Request::bytes(16 * 4096).owner("next")).is_ok());
+}
+
+#[test]
+fn an_owner_that_dies_while_its_quarantine_is_asked_about_needs_the_larger_proof() {
+    let World { pool, ram, ept } = quarantined();
+    ept.heals();
+    let parked = ept.parks();
+    let (told, _) = while_parked(parked, || pool.retry(run(2, 4)), || pool.owner_died("vm-42"));
+    assert!(told.recovered.is_empty() && !told.freed.contains(run(2, 3).start()), "that proof was for a conversion: {told:?}");
+    assert_eq!(books(&pool).stats.quarantined, 2);
+    assert!(pool.retry(run(2, 4)).freed.contains_range(run(2, 4)));
+    drop(ram);
+    books(&pool);
+}
+
+#[test]
+fn a_verdict_of_never_on_retry_is_final_with_its_cause() {
+    let World { pool, ram, ept } = quarantined();
+    ept.heals();
+    ept.sticks(run(3, 4), Verdict::Never);
+    let told = pool.retry(run(0, 16));
+    assert_eq!((told.recovered, lost(&told.lost)), (set([(2, 3)]), set([(3, 4)])));
+    assert_eq!(told.lost[0].state(), Withdrawal::Failed);
+    ept.heals();
+    drop(ram);
+    assert!(!pool.retry(run(0, 16)).freed.contains_range(run(3, 4)));
+    assert_eq!(books(&pool).stats.failed, 1);
+}
+
+#[test]
+fn two_retries_at_once_ask_about_a_run_once() {
+    let world = quarantined();
+    world.ept.heals();
+    world.ept.asked();
+    let parked = world.ept.parks();
+    let (first, second) = while_parked(parked, || world.pool.retry(run(0, 16)), || world.pool.retry(run(0, 16)));
+    assert_eq!((first.recovered, second.recovered), (set([(2, 4)]), RunSet::new()));
+    assert_eq!(world.ept.invalidated(), [run(2, 4)]);
+}
+
+#[test]
+fn a_mapping_detached_while_frames_were_quarantined_is_asked_about_them_whatever_they_wait_for() {
+    let world = quarantined();
+    let host = world.also("host");
+    let detached = world.ram.detach("ept").unwrap();
+    assert_eq!(*detached.still_asked_about(), set([(2, 4)]));
+    assert_eq!(world.pool.retry(run(0, 16)).recovered, RunSet::new(), "the one that got stuck has not proven anything");
+    assert_eq!(world.books().stats.quarantined, 2);
+    world.ept.heals();
+    assert_eq!(world.pool.retry(run(0, 16)).recovered, set([(2, 4)]));
+    assert!(host.invalidated().contains(&run(2, 4)));
+}
+
+#[test]
+fn a_guard_that_is_dropped_in_time_lets_the_operation_go_on() {
+    let world = World::of(16);
+    let policy = pageless::Policy { guard_drain: Duration::from_secs(20), ..IMPATIENT };
+    let pool = Pool::builder().backing(pageless::MetadataOnly::new(run(0, 16))).policy(policy).build().unwrap();
+    let ram = pool.allocate(Request::bytes(16 * 4096).owner("vm")).unwrap();
+    ram.attach("ept", world.ept.clone()).unwrap();
+    let guard = ram.map_guard("ept", pages(0, 4)).unwrap();
+    let began = Instant::now();
+    std::thread::scope(|threads| {
+        let sharing = threads.spawn(|| ram.share(pages(0, 8)).map(|_| began.elapsed()));
+        while books(&pool).stats.converting == 0 {
+            std::thread::yield_now();
+        }
+        assert!(matches!(ram.map_guard("ept", pages(4, 8)), Err(Blocked::Busy { .. })), "marked: no new guards");
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(world.ept.asked(), [], "nobody is asked while a guard is out");
+        drop(guard);
+        assert!(sharing.join().unwrap().unwrap() >= Duration::from_millis(20));
+    });
+    assert_eq!(world.ept.invalidated(), [run(0, 8)]);
+}
+
+#[test]
+fn a_guard_on_released_frames_keeps_reclaim_waiting() {
+    let World { pool, ram, .. } = World::of(16);
+    let guard = ram.map_guard("ept", pages(0, 4)).unwrap();
+    pool.owner_died("vm-42");
+    let told = pool.reclaim();
+    assert_eq!(told.freed, RunSet::new());
+    assert!(told.waiting.iter().all(|waiting| waiting.why == WaitingFor::Operation), "{told:?}");
+    drop(guard);
+    assert_eq!(pool.reclaim().freed, set([(0, 16)]));
+    drop(ram);
+}
+
+#[test]
+fn a_hold_outlives_its_owner_and_keeps_the_frames_from_reclaim() {
+    let World { pool, ram, .. } = World::of(16);
+    let hold = ram.hold(pages(0, 4), "nic").unwrap();
+    drop(ram);
+    assert_eq!(pool.reclaim().freed, set([(4, 16)]));
+    drop(hold);
+    assert_eq!(pool.reclaim().freed, set([(0, 4)]));
+}
+
+#[test]
+fn a_name_that_is_attached_again_while_its_detach_ends_stays_attached() {
+    let world = World::of(16);
+    let parked = world.ept.parks();
+    let (detached, second) = while_parked(
+        parked,
+        || world.ram.detach("ept"),
+        || {
+            let second = world.ram.attach("ept", Scripted::new());
+            second.unwrap_err()
+        },
+    );
+    assert!(detached.is_ok());
+    assert_eq!(second, Refused::NameTaken { name: "ept".into() });
+    world.ram.attach("ept", Scripted::new()).unwrap();
+    assert_eq!(world.ram.mappings().len(), 1);
+}
+
+#[test]
+fn a_mapping_attached_in_mid_conversion_can_map_only_what_is_beside_it() {
+    let world = World::of(16);
+    let parked = world.ept.parks();
+    let (shared, host) = while_parked(
+        parked,
+        || world.ram.share(pages(0, 8)),
+        || {
+            let host = world.also("host");
+            assert!(matches!(world.ram.map_guard("host", pages(7, 8)), Err(Blocked::Busy { .. })));
+            drop(world.ram.map_guard("host", pages(8, 9)).unwrap());
+            host
+        },
+    );
+    shared.unwrap();
+    assert_eq!(host.asked(), []);
+}
