@@ -7,7 +7,7 @@ use super::{Answer, Attached, Model, NoProof, Oracle, Prepared, Refused, Spot, o
 use crate::{AllocationId, FrameEvent, Intent, Occupancy, Pfn, Purpose, RunSet, Shareability, Withdrawal};
 
 /// An operation whose frames are marked.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OpenOperation {
     number: u64,
     id: AllocationId,
@@ -22,7 +22,7 @@ pub struct OpenOperation {
 }
 
 /// How an operation began.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Begun {
     /// The frames are marked.
     Open(OpenOperation),
