@@ -308,7 +308,7 @@ fn detach(world: &Arc<World>, allocation: u8, slot: usize, trouble: &Trouble, me
         }
         Ok(Begun::AlreadySo) => {
             lock(&world.model).detach_unasked(id, NAMES[slot]);
-            assert_eq!(answer.unwrap().unwrap().still_asked_about, rest);
+            assert_eq!(*answer.unwrap().unwrap().still_asked_about(), rest);
             return;
         }
         Ok(Begun::Open(operation)) => end_detach(world, &operation, &script),
