@@ -60,14 +60,13 @@ impl Pool {
     /// Records a platform reset and lifts every failed mark. The frames are released then, and free once `reclaim` has proven
     /// them. Refused without evidence, and while any allocation is live.
     pub fn platform_reset(&self, evidence: &str) -> Result<RunSet, LiftRefused> {
-        self.0.check_lift(evidence, RESET)?;
-        let failed = self.0.registry.lock().frames(Withdrawal::Failed);
         let kind = || EventKind::PlatformReset { evidence: evidence.into() };
-        failed
-            .into_iter()
-            .flat_map(|run| self.0.records.pieces(run))
-            .for_each(|piece| self.0.lift(piece, Withdrawal::Failed, &kind));
-        Ok(failed)
+        self.0.transit.stopped(|in_transit| {
+            self.0.check_lift(evidence, RESET)?;
+            let failed = self.0.registry.lock().frames(Withdrawal::Failed);
+            self.0.lift(&failed, Withdrawal::Failed, in_transit, &kind);
+            Ok(failed)
+        })
     }
 
     /// Records that the memory behind `frames` was replaced while the host was off, and lifts their poisoned mark. Refused
@@ -75,18 +74,17 @@ impl Pool {
     ///
     /// Returns the frames that were poisoned. Those that nobody had are free; the others are as their other marks say.
     pub fn hardware_replaced(&self, frames: PfnRange, evidence: &str) -> Result<RunSet, LiftRefused> {
-        self.0.check_lift(evidence, REPLACEMENT)?;
-        let pieces: Vec<Piece> = self.0.records.pieces(frames).collect();
-        if pieces.iter().map(|piece| piece.frames.frames()).sum::<u64>() != frames.frames() {
-            return Err(LiftRefused::Outside { frames });
-        }
-        let poisoned: RunSet = self.0.registry.lock().frames(Withdrawal::Poisoned).clipped(frames).collect();
         let kind = || EventKind::HardwareReplaced { evidence: evidence.into() };
-        poisoned
-            .into_iter()
-            .flat_map(|run| self.0.records.pieces(run))
-            .for_each(|piece| self.0.lift(piece, Withdrawal::Poisoned, &kind));
-        Ok(poisoned)
+        self.0.transit.stopped(|in_transit| {
+            self.0.check_lift(evidence, REPLACEMENT)?;
+            let known: u64 = self.0.records.pieces(frames).map(|piece| piece.frames.frames()).sum();
+            if known != frames.frames() {
+                return Err(LiftRefused::Outside { frames });
+            }
+            let poisoned: RunSet = self.0.registry.lock().frames(Withdrawal::Poisoned).clipped(frames).collect();
+            self.0.lift(&poisoned, Withdrawal::Poisoned, in_transit, &kind);
+            Ok(poisoned)
+        })
     }
 }
 
@@ -144,29 +142,27 @@ impl Inner {
         }
     }
 
-    /// Lifts one kind of mark from a piece. Frames that nobody has and that bear no other mark are free.
-    fn lift(&self, piece: Piece, state: Withdrawal, kind: &dyn Fn() -> EventKind) {
-        let mut gib = self.records.record(piece.record).lock();
-        if state == Withdrawal::Failed {
-            gib.lift_failed(piece.span)
-        } else {
-            gib.lift_poisoned(piece.span)
-        };
-        for entry in self.registry.lock().take(piece.frames, state) {
-            if entry.told.state != state {
-                // Quarantined and failed runs share a table; a quarantine is not lifted by a reset.
-                self.registry.lock().insert(entry);
-            }
-        }
-        for span in gib.sound_runs(piece.span) {
-            self.backing.lift(span.in_gib_of(piece.frames.start()));
-            for (part, tenant) in parts_by_tenant(&gib, span) {
-                if tenant.is_none() {
-                    placement::put(&self.records, part.in_gib_of(piece.frames.start()));
+    /// Lifts one kind of mark. Frames that nobody has and that bear no other mark are free, except those that somebody has
+    /// taken and not been given yet: they are assigned or put back by whoever took them.
+    fn lift(&self, marked: &RunSet, state: Withdrawal, in_transit: &RunSet, kind: &dyn Fn() -> EventKind) {
+        for piece in marked.into_iter().flat_map(|run| self.records.pieces(run)) {
+            let mut gib = self.records.record(piece.record).lock();
+            if state == Withdrawal::Failed {
+                gib.lift_failed(piece.span)
+            } else {
+                gib.lift_poisoned(piece.span)
+            };
+            // Quarantined and failed runs share a table, and never a frame: only runs with this mark are taken.
+            self.registry.lock().take(piece.frames, state);
+            for span in gib.sound_runs(piece.span) {
+                self.backing.lift(span.in_gib_of(piece.frames.start()));
+                for (part, _) in parts_by_tenant(&gib, span).into_iter().filter(|(_, tenant)| tenant.is_none()) {
+                    let nobodys = in_transit.gaps_in(part.in_gib_of(piece.frames.start()));
+                    nobodys.into_iter().for_each(|frames| placement::put(&self.records, frames));
                 }
             }
+            self.journal.write(piece.frames, None, kind());
         }
-        self.journal.write(piece.frames, None, kind());
     }
 }
 
