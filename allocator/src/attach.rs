@@ -107,7 +107,7 @@ impl Allocation {
         let (sound, rest) = self.sound_runs();
         let only = vec![attached.clone()];
         let ended = match OpenOperation::begin(&self.pool, &self.owned, sound, Intent::Detach)? {
-            Begun::AlreadySo => self.remove(attached, &rest).then(crate::operation::Partition::default).ok_or_else(no_such)?,
+            Begun::AlreadySo(_) => self.remove(attached, &rest).then(crate::operation::Partition::default).ok_or_else(no_such)?,
             Begun::Open(mut operation) => {
                 if !self.has(attached) {
                     // Somebody else detached it before the mark, and another may have the name now.

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use pageless_metadata::{FRAME_BYTES, Order, Pfn, PfnRange};
+use pageless_metadata::{FRAME_BYTES, Pfn, PfnRange};
 
 use crate::{Operation, Stuck};
 
@@ -126,11 +126,13 @@ impl MetadataOnly {
         Self { nodes: nodes.into_iter().collect() }
     }
 
-    /// One node of `bytes` bytes from frame 0, rounded down to whole frames but at least one.
+    /// One node of `bytes` bytes from frame 0, rounded down to whole frames. Less than one frame is no node, and more than
+    /// there are frame numbers is as many as there are: the pool's builder refuses the first.
     #[must_use]
     pub fn of_bytes(bytes: u64) -> Self {
-        let frames = (bytes / FRAME_BYTES).clamp(1, Pfn::LIMIT.get());
-        Self::new(PfnRange::from_len(Pfn::new(0), frames).unwrap_or(PfnRange::block(Pfn::new(0), Order::BASE)))
+        let frames = (bytes / FRAME_BYTES).min(Pfn::LIMIT.get());
+        let frames = PfnRange::from_len(Pfn::new(0), frames).ok();
+        Self::with_nodes(frames.map(|frames| NodeFrames { node: 0, frames }))
     }
 }
 

@@ -3,12 +3,15 @@
 use std::ops::Range;
 
 use pageless_metadata::{FRAME_BYTES, Intent, RunSet};
+use smallvec::smallvec;
 
 use crate::allocation::Allocation;
 use crate::asking::Losses;
 use crate::extents::Extent;
-use crate::operation::{Begun, OpenOperation};
+use crate::mapping::Stuck;
+use crate::operation::{Begun, OpenOperation, Partition};
 use crate::outcome::{Blocked, Convert, Refused};
+use crate::ownership::Mappings;
 
 /// A conversion that succeeded for every frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,24 +62,55 @@ impl Allocation {
     }
 
     fn convert_as_mapped(&self, range: &Range<u64>, intent: Intent) -> Result<Converted, Convert> {
-        let runs = self.runs(range)?;
-        let frames = || runs.iter().map(|run| run.frames).collect();
-        let mut operation = match OpenOperation::begin(&self.pool, &self.owned, runs.clone(), intent)? {
-            Begun::AlreadySo => return Ok(Converted { frames: frames(), changed: false }),
+        if let Some(result) = self.convert_at_once(range, intent) {
+            return result;
+        }
+        let mut operation = match OpenOperation::begin(&self.pool, &self.owned, self.runs(range)?, intent)? {
+            Begun::AlreadySo(runs) => {
+                return Ok(Converted { frames: runs.iter().map(|run| run.frames).collect(), changed: false });
+            }
             Begun::Open(operation) => operation,
         };
         // Read after the mark: see `Ownership::mappings`.
         let mappings = self.owned.mappings.load();
         operation.prepare(&mappings)?;
-        let mut losses = Losses::default();
-        operation.invalidate(&mappings, &mut losses);
-        operation.scrub(&mut losses);
-        let ended = operation.finish(losses);
-        match (ended.lost.is_empty(), ended.released.is_empty()) {
-            (true, true) => Ok(Converted { frames: ended.done, changed: true }),
-            (false, true) => Err(Convert::Torn { done: ended.done, lost: ended.lost }),
-            (_, false) => Err(Convert::OwnerGone { lost: ended.lost }),
+        go_on(operation, 0, None, &mappings)
+    }
+
+    /// The usual conversion, without lists: one run in one GiB, nothing in its way, and every mapping proves it. None, and
+    /// nothing done, where the general way must look closer; where something comes up later, the general way goes on.
+    fn convert_at_once(&self, range: &Range<u64>, intent: Intent) -> Option<Result<Converted, Convert>> {
+        let run = self.owned.extents.single(range)?;
+        let piece = self.pool.records.single(run.frames)?;
+        let record = self.pool.records.record(piece.record);
+        let swept = self.pool.swept();
+        let id = record.lock().begin_at_once(piece.span, self.owned.id, intent, piece.record as u64)?;
+        let mut operation = OpenOperation::adopt(&self.pool, &self.owned, id, smallvec![run], intent, swept);
+        let mappings = self.owned.mappings.load();
+        if let Err(blocked) = operation.prepare(&mappings) {
+            return Some(Err(blocked.into()));
         }
+        let op = operation.describe(run);
+        for (nth, attached) in mappings.iter().enumerate() {
+            if !attached.is_attached() {
+                return Some(go_on(operation, nth, None, &mappings));
+            }
+            let proof = operation.still_marked(run.frames).and_then(|()| attached.mapping.invalidate(&op, run.frames));
+            if let Err(stuck) = proof {
+                return Some(go_on(operation, nth, Some(stuck), &mappings));
+            }
+        }
+        if operation.scrubs()
+            && let Err(stuck) = operation.still_marked(run.frames).and_then(|()| self.pool.backing.scrub(&op, run.frames))
+        {
+            return Some(go_on(operation, mappings.len(), Some(stuck), &mappings));
+        }
+        if record.lock().flip(id, piece.span, intent) {
+            operation.close();
+            return Some(Ok(Converted { frames: run.frames.into(), changed: true }));
+        }
+        // Something came up meanwhile: poison, or the owner's death. Everything is proven, so only the end is left.
+        Some(ended(operation.finish(Losses::default())))
     }
 
     /// Runs a verb on the block at an offset again when its frame was replaced under it.
@@ -89,5 +123,22 @@ impl Allocation {
                 result => return result,
             }
         }
+    }
+}
+
+/// Steps 3 and 4 of a conversion: from the `nth` mapping on, which has given its `first` answer already; after the last
+/// mapping comes the backing.
+fn go_on(operation: OpenOperation<'_>, nth: usize, mut first: Option<Stuck>, mappings: &Mappings) -> Result<Converted, Convert> {
+    let mut losses = Losses::default();
+    operation.invalidate_from(nth, &mut first, mappings, &mut losses);
+    operation.scrub(&mut first, &mut losses);
+    ended(operation.finish(losses))
+}
+
+fn ended(ended: Partition) -> Result<Converted, Convert> {
+    match (ended.lost.is_empty(), ended.released.is_empty()) {
+        (true, true) => Ok(Converted { frames: ended.done, changed: true }),
+        (false, true) => Err(Convert::Torn { done: ended.done, lost: ended.lost }),
+        (_, false) => Err(Convert::OwnerGone { lost: ended.lost }),
     }
 }

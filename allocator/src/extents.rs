@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pageless_metadata::{FRAME_BYTES, Pfn, PfnRange};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::sync::{AtomicU64, Ordering, RwLock};
 
@@ -77,10 +77,26 @@ impl Extents {
         if self.generation() == 0 { read(&self.first) } else { read(&Arc::clone(&self.current.read())) }
     }
 
+    /// The run behind `range`, if one extent has all of it. The range need not have been checked: a bad one has no run.
+    pub(crate) fn single(&self, range: &Range<u64>) -> Option<Extent> {
+        let aligned = (range.start | range.end).is_multiple_of(FRAME_BYTES);
+        if self.generation() > 0 || !aligned {
+            return None;
+        }
+        let at = if self.first.len() == 1 { 0 } else { self.first.partition_point(|extent| extent.end() <= range.start) };
+        let run = self.first.get(at)?.within(range)?;
+        (run.offset == range.start && run.end() == range.end).then_some(run)
+    }
+
     /// The runs behind `range`, which has been checked against the allocation's size.
     pub(crate) fn translate(&self, range: &Range<u64>) -> Runs {
         self.with(|extents| {
             let from = extents.partition_point(|extent| extent.end() <= range.start);
+            match extents.get(from).and_then(|extent| extent.within(range)) {
+                // The usual case: one extent has all of it.
+                Some(run) if run.end() == range.end => return smallvec![run],
+                _ => {}
+            }
             extents[from..].iter().map_while(|extent| extent.within(range)).collect()
         })
     }

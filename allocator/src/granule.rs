@@ -14,7 +14,7 @@ use crate::mapping::{Operation, Verdict};
 use crate::operation::OpenOperation;
 use crate::placement;
 use crate::pool::Inner;
-use crate::recall::Recall;
+use crate::recall::{Recall, ask_backing};
 use crate::reclaim::{Reclaimed, Waiting, WaitingFor};
 
 /// Asks about runs of single frames.
@@ -25,17 +25,15 @@ pub(crate) fn prove_frames(pool: &Inner, open: &mut [(OpenOperation<'_>, Losses)
             let op = operation.describe(*run);
             losses.ask(&asked, run.frames, |frames| {
                 operation.still_marked(frames)?;
-                pool.backing.prove(&op, frames)
+                ask_backing(frames, || pool.backing.prove(&op, frames))
             });
         }
     }
     for recall in recalls {
         let op = recall.op;
-        // The backing keeps withdrawn pages shut, so it must be told that these are to be proven, and told again if they
-        // are not.
-        recall.proven().for_each(|frames| pool.backing.lift(frames));
-        recall.losses.ask(&asked, op.frames, |frames| pool.backing.prove(&op, frames));
-        recall.losses.runs().iter().for_each(|loss| pool.backing.keep_shut(loss.frames));
+        pool.lift_to_ask(recall, op.frames);
+        recall.losses.ask(&asked, op.frames, |frames| ask_backing(frames, || pool.backing.prove(&op, frames)));
+        pool.shut_again(recall, op.frames);
     }
 }
 
@@ -59,10 +57,7 @@ pub(crate) fn prove_whole(pool: &Inner, open: &mut [(OpenOperation<'_>, Losses)]
             Proof::Incomplete => set_aside(pool, granule, open, recalls, told),
             Proof::Stuck(stuck) => {
                 lose(granule, &stuck, open, recalls);
-                recalls
-                    .iter()
-                    .filter_map(|recall| recall.op.frames.intersect(granule))
-                    .for_each(|run| pool.backing.keep_shut(run));
+                recalls.iter().for_each(|recall| pool.shut_again(recall, granule));
             }
         }
     }
@@ -86,17 +81,29 @@ enum Proof {
     Stuck(Losses),
 }
 
-fn prove_one(pool: &Inner, granule: PfnRange, proven: &RunSet, op: &Operation, recalls: &[Recall]) -> Proof {
+fn prove_one(pool: &Inner, granule: PfnRange, proven: &RunSet, op: &Operation, recalls: &mut [Recall]) -> Proof {
     let members: RunSet = pool.records.pieces(granule).map(|piece| piece.frames).collect();
     let others: Vec<PfnRange> = members.difference(proven).into_iter().collect();
     let Ok(claimed) = pool.transit.enter(|| claim(pool, &others)) else { return Proof::Incomplete };
-    recalls.iter().filter_map(|recall| recall.op.frames.intersect(granule)).for_each(|run| pool.backing.lift(run));
-    let asked = Asked { name: "backing", policy: &pool.policy.retry };
+    let mut within: Vec<&mut Recall> = recalls.iter_mut().filter(|recall| recall.op.frames.overlaps(granule)).collect();
+    let mut sound = true;
+    for recall in &mut within {
+        sound &= pool.lift_to_ask(recall, granule);
+    }
     let mut losses = Losses::default();
-    losses.ask(&asked, granule, |frames| pool.backing.prove(op, frames));
+    if sound {
+        let asked = Asked { name: "backing", policy: &pool.policy.retry };
+        losses.ask(&asked, granule, |frames| ask_backing(frames, || pool.backing.prove(op, frames)));
+    } else {
+        within.iter().filter_map(|recall| recall.op.frames.intersect(granule)).for_each(|run| pool.backing.keep_shut(run));
+    }
     // Free frames were proven when they became free, and nobody has had them since.
     pool.transit.leave(&claimed, || placement::return_sound(pool, &claimed));
-    if losses.runs().is_empty() { Proof::Proven } else { Proof::Stuck(losses) }
+    match (sound, losses.runs().is_empty()) {
+        (false, _) => Proof::Incomplete,
+        (true, true) => Proof::Proven,
+        (true, false) => Proof::Stuck(losses),
+    }
 }
 
 /// Takes exactly these runs out of the frame layers, or none.
@@ -154,6 +161,8 @@ fn set_aside(
     for recall in recalls.iter_mut() {
         let Some(frames) = recall.op.frames.intersect(granule) else { continue };
         let cause = recall.entry.told.cause.clone();
+        // What a mapping has just refused keeps its own reason, and counts as an attempt.
+        recall.aside.extend(recall.losses.survivors(frames).collect::<Vec<_>>());
         pool.lose_rest(&mut recall.losses, frames, &cause);
     }
 }

@@ -48,7 +48,7 @@ pub(crate) enum Begun<'p> {
     /// The frames are marked.
     Open(OpenOperation<'p>),
     /// Every frame is already as asked, and known to be: nothing to do.
-    AlreadySo,
+    AlreadySo(Runs),
 }
 
 /// What became of the frames of an operation: each is in exactly one place.
@@ -70,9 +70,9 @@ impl<'p> OpenOperation<'p> {
         let changes =
             target(intent).map(|target| how_much(&pieces, |piece| locked.gib(piece.record).to_change(piece.span, target)));
         if changes == Some(ToChange::Nothing) {
-            return Ok(Begun::AlreadySo);
+            return Ok(Begun::AlreadySo(runs));
         }
-        let Some(first) = pieces.first() else { return Ok(Begun::AlreadySo) };
+        let Some(first) = pieces.first() else { return Ok(Begun::AlreadySo(runs)) };
         let id = locked.gib(first.record).next_operation(first.record as u64);
         let swept = pool.swept();
         for (nth, piece) in pieces.iter().enumerate() {
@@ -117,11 +117,17 @@ impl<'p> OpenOperation<'p> {
 
     /// Step 3: mapping by mapping, each for what all before it proved.
     pub(crate) fn invalidate(&self, mappings: &Mappings, losses: &mut Losses) {
-        for attached in mappings {
+        self.invalidate_from(0, &mut None, mappings, losses);
+    }
+
+    /// Step 3 from the `nth` mapping on, which has given its `first` answer already.
+    pub(crate) fn invalidate_from(&self, nth: usize, first: &mut Option<Stuck>, mappings: &Mappings, losses: &mut Losses) {
+        for attached in mappings.iter().skip(nth) {
             let asked = Asked { name: &attached.name, policy: &self.pool.policy.retry };
             self.for_each_change(|op, part| {
                 for part in attached.needed_for(part) {
                     losses.ask(&asked, part, |frames| {
+                        first.take().map_or(Ok(()), Err)?;
                         self.still_marked(frames)?;
                         attached.mapping.invalidate(op, frames)
                     });
@@ -130,17 +136,24 @@ impl<'p> OpenOperation<'p> {
         }
     }
 
-    /// Step 3, its end: what is about to become shared is zeroed, unless the owner keeps contents.
-    pub(crate) fn scrub(&self, losses: &mut Losses) {
-        if self.intent == Intent::Share && self.owned.contents == Contents::Zero {
+    /// Step 3, its end: what is about to become shared is zeroed, unless the owner keeps contents. The backing may have given
+    /// its `first` answer already.
+    pub(crate) fn scrub(&self, first: &mut Option<Stuck>, losses: &mut Losses) {
+        if self.scrubs() {
             let asked = Asked { name: "backing", policy: &self.pool.policy.retry };
             self.for_each_change(|op, part| {
                 losses.ask(&asked, part, |frames| {
+                    first.take().map_or(Ok(()), Err)?;
                     self.still_marked(frames)?;
                     self.pool.backing.scrub(op, frames)
                 });
             });
         }
+    }
+
+    /// Whether the frames must be zeroed before they are as asked.
+    pub(crate) fn scrubs(&self) -> bool {
+        self.intent == Intent::Share && self.owned.contents == Contents::Zero
     }
 
     /// Step 4: what was proven is flipped, what was not is withdrawn. Returns what became of every frame.
@@ -197,8 +210,8 @@ impl<'p> OpenOperation<'p> {
         for run in &settled {
             let live = gib.live_runs(Span::head_of(run), self.owned.id).into_iter().map(|(span, _)| span.in_gib_of(run.start()));
             let live: RunSet = live.collect();
-            partition.released.extend(RunSet::from(run).difference(&live).into_iter());
-            partition.done.extend(live.into_iter());
+            partition.released.extend(&RunSet::from(run).difference(&live));
+            partition.done.extend(&live);
         }
     }
 
@@ -219,6 +232,11 @@ impl<'p> OpenOperation<'p> {
         }
         let cause = Cause::new("operation", 0, format!("{} came back after it had been declared hung", self.id));
         Err(Stuck { at: frames, verdict: Verdict::Retry { after: Duration::ZERO }, cause })
+    }
+
+    /// The flip has been done elsewhere: nothing is left to end.
+    pub(crate) fn close(mut self) {
+        self.open = false;
     }
 
     /// The operation is over before it began: the marks go, and nothing has happened.

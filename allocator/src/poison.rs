@@ -49,7 +49,8 @@ impl Pool {
     ///
     /// Returns the frames of the range that the pool has and that were not poisoned before.
     pub fn poison(&self, frames: PfnRange, cause: Cause) -> RunSet {
-        let fresh: RunSet = self.0.records.pieces(frames).flat_map(|piece| self.0.poison_piece(piece, &cause)).collect();
+        let poison = || self.0.records.pieces(frames).flat_map(|piece| self.0.poison_piece(piece, &cause)).collect();
+        let fresh: RunSet = self.0.transit.moving(poison);
         for run in &fresh {
             self.0.backing.keep_shut(run);
             tracing::error!(frames = %run, %cause, "frames poisoned");
@@ -60,12 +61,10 @@ impl Pool {
     /// Records a platform reset and lifts every failed mark. The frames are released then, and free once `reclaim` has proven
     /// them. Refused without evidence, and while any allocation is live.
     pub fn platform_reset(&self, evidence: &str) -> Result<RunSet, LiftRefused> {
-        let kind = || EventKind::PlatformReset { evidence: evidence.into() };
-        self.0.transit.stopped(|in_transit| {
-            self.0.check_lift(evidence, RESET)?;
-            let failed = self.0.registry.lock().frames(Withdrawal::Failed);
-            self.0.lift(&failed, Withdrawal::Failed, in_transit, &kind);
-            Ok(failed)
+        let kind = EventKind::PlatformReset { evidence: evidence.into() };
+        self.0.lift_marks(Withdrawal::Failed, &kind, |pool| {
+            pool.check_lift(evidence, RESET)?;
+            Ok(pool.registry.lock().frames(Withdrawal::Failed))
         })
     }
 
@@ -74,16 +73,14 @@ impl Pool {
     ///
     /// Returns the frames that were poisoned. Those that nobody had are free; the others are as their other marks say.
     pub fn hardware_replaced(&self, frames: PfnRange, evidence: &str) -> Result<RunSet, LiftRefused> {
-        let kind = || EventKind::HardwareReplaced { evidence: evidence.into() };
-        self.0.transit.stopped(|in_transit| {
-            self.0.check_lift(evidence, REPLACEMENT)?;
-            let known: u64 = self.0.records.pieces(frames).map(|piece| piece.frames.frames()).sum();
+        let kind = EventKind::HardwareReplaced { evidence: evidence.into() };
+        self.0.lift_marks(Withdrawal::Poisoned, &kind, |pool| {
+            pool.check_lift(evidence, REPLACEMENT)?;
+            let known: u64 = pool.records.pieces(frames).map(|piece| piece.frames.frames()).sum();
             if known != frames.frames() {
                 return Err(LiftRefused::Outside { frames });
             }
-            let poisoned: RunSet = self.0.registry.lock().frames(Withdrawal::Poisoned).clipped(frames).collect();
-            self.0.lift(&poisoned, Withdrawal::Poisoned, in_transit, &kind);
-            Ok(poisoned)
+            Ok(pool.registry.lock().frames(Withdrawal::Poisoned).clipped(frames).collect())
         })
     }
 }
@@ -142,27 +139,56 @@ impl Inner {
         }
     }
 
-    /// Lifts one kind of mark. Frames that nobody has and that bear no other mark are free, except those that somebody has
-    /// taken and not been given yet: they are assigned or put back by whoever took them.
-    fn lift(&self, marked: &RunSet, state: Withdrawal, in_transit: &RunSet, kind: &dyn Fn() -> EventKind) {
+    /// Lifts one kind of mark from the frames that `which` finds while nothing moves. Those that nobody has and that bear no
+    /// other mark are free then; until the backing knows, they are in transit.
+    fn lift_marks(
+        &self,
+        state: Withdrawal,
+        kind: &EventKind,
+        which: impl FnOnce(&Self) -> Result<RunSet, LiftRefused>,
+    ) -> Result<RunSet, LiftRefused> {
+        let (mut marked, mut sound) = (RunSet::new(), RunSet::new());
+        let freed = self.transit.enter_stopped(|in_transit| {
+            marked = which(self)?;
+            Ok(self.unmark(&marked, state, in_transit, &mut sound))
+        })?;
+        sound.into_iter().for_each(|run| self.open(run));
+        self.transit.leave(&freed, || placement::return_sound(self, &freed));
+        marked.into_iter().flat_map(|run| self.records.pieces(run)).for_each(|piece| {
+            self.journal.write(piece.frames, None, kind.clone());
+        });
+        Ok(marked)
+    }
+
+    /// Takes the marks off, and returns the frames that nobody has. Those that somebody has taken and not been given yet are
+    /// not among them: whoever took them assigns them or puts them back.
+    fn unmark(&self, marked: &RunSet, state: Withdrawal, in_transit: &RunSet, sound: &mut RunSet) -> Vec<PfnRange> {
+        let mut nobodys = Vec::new();
         for piece in marked.into_iter().flat_map(|run| self.records.pieces(run)) {
+            let in_pool = |span: Span| span.in_gib_of(piece.frames.start());
             let mut gib = self.records.record(piece.record).lock();
             if state == Withdrawal::Failed {
                 gib.lift_failed(piece.span)
             } else {
                 gib.lift_poisoned(piece.span)
             };
-            // Quarantined and failed runs share a table, and never a frame: only runs with this mark are taken.
-            self.registry.lock().take(piece.frames, state);
+            self.registry.lock().lift(piece.frames, state);
             for span in gib.sound_runs(piece.span) {
-                self.backing.lift(span.in_gib_of(piece.frames.start()));
-                for (part, _) in parts_by_tenant(&gib, span).into_iter().filter(|(_, tenant)| tenant.is_none()) {
-                    let nobodys = in_transit.gaps_in(part.in_gib_of(piece.frames.start()));
-                    nobodys.into_iter().for_each(|frames| placement::put(&self.records, frames));
-                }
+                sound.insert(in_pool(span));
+                let parts = parts_by_tenant(&gib, span).into_iter().filter(|(_, tenant)| tenant.is_none());
+                parts.for_each(|(part, _)| nobodys.extend(&in_transit.gaps_in(in_pool(part))));
             }
-            self.journal.write(piece.frames, None, kind());
         }
+        nobodys
+    }
+
+    /// Tells the backing that no mark stands on `frames` any more.
+    pub(crate) fn open(&self, frames: PfnRange) {
+        self.backing.lift(frames);
+        // Looked at after the lift: a withdrawal enters the registry before it tells the backing, so either it is found here,
+        // or it shuts the pages after this.
+        let again = self.registry.lock().covering(frames);
+        again.iter().for_each(|entry| self.backing.keep_shut(entry.told.frames));
     }
 }
 

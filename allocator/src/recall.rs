@@ -5,13 +5,13 @@
 //! the registry lets one recall at a time ask about an entry.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use pageless_metadata::{Ended, Intent, PfnRange, Withdrawal};
+use pageless_metadata::{Ended, Intent, Pfn, PfnRange, RunSet, Withdrawal};
 
 use crate::asking::{Asked, Loss, Losses};
 use crate::journal::EventKind;
-use crate::mapping::{Cause, Contents, Operation, Verdict};
+use crate::mapping::{Cause, Contents, Operation, Stuck, Verdict};
 use crate::operation::Partition;
 use crate::ownership::Ownership;
 use crate::placement;
@@ -24,6 +24,8 @@ pub(crate) struct Recall {
     pub(crate) owned: Arc<Ownership>,
     pub(crate) op: Operation,
     pub(crate) losses: Losses,
+    /// Frames about which the backing could not be asked, because somebody has others of their granule: no attempt was made.
+    pub(crate) aside: RunSet,
 }
 
 impl Recall {
@@ -38,10 +40,23 @@ impl Recall {
 }
 
 impl Inner {
-    /// Picks the quarantined runs that `wanted` wants, and asks every mapping about each.
+    /// Picks the quarantined runs that `wanted` wants, and those that can be proven only together with them, and asks every
+    /// mapping about each.
     pub(crate) fn recall(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Recall> {
-        let picked = self.registry.lock().pick(wanted);
+        let mut picked = self.registry.lock().pick(wanted);
+        if self.backing.proof().granule_frames > 1 {
+            let reclaims = picked.iter().filter(|entry| entry.told.intent == Some(Intent::Reclaim));
+            let granules: RunSet = reclaims.map(|entry| self.granules_of(entry.told.frames)).collect();
+            let beside = |entry: &Entry| entry.told.intent == Some(Intent::Reclaim) && granules.overlaps(entry.told.frames);
+            picked.extend(self.registry.lock().pick(beside));
+        }
         picked.into_iter().filter_map(|entry| self.recall_entry(entry)).collect()
+    }
+
+    /// Everything that must be proven together with `frames`.
+    fn granules_of(&self, frames: PfnRange) -> PfnRange {
+        let last = Pfn::new(frames.end().get() - 1);
+        frames.hull(self.backing.granule(frames.start())).hull(self.backing.granule(last))
     }
 
     fn recall_entry(&self, entry: Entry) -> Option<Recall> {
@@ -54,19 +69,42 @@ impl Inner {
         let id = self.records.record(piece.record).lock().next_operation(piece.record as u64);
         let contents = if intent == Intent::Reclaim { Contents::Zero } else { owned.contents };
         let op = Operation { id, intent, contents, allocation: owned.id, frames, guest_offset: entry.told.offset };
-        let mut recall = Recall { entry, owned, op, losses: Losses::default() };
+        let mut recall = Recall { entry, owned, op, losses: Losses::default(), aside: RunSet::new() };
         self.leave_poisoned(&mut recall);
         self.ask_mappings(&mut recall);
         Some(recall)
     }
 
-    /// A frame that was poisoned while it was quarantined has nothing to come back to: nobody is asked about it.
-    fn leave_poisoned(&self, recall: &mut Recall) {
+    /// A frame that was poisoned while it was quarantined has nothing to come back to: nobody is asked about it. Answers
+    /// whether there was one that was not left out before.
+    fn leave_poisoned(&self, recall: &mut Recall) -> bool {
         let covering = self.registry.lock().covering(recall.op.frames);
+        let mut found = false;
         for entry in covering.into_iter().filter(|entry| entry.told.state == Withdrawal::Poisoned) {
-            let verdict = Verdict::Retry { after: self.policy.retry.later_after };
-            recall.losses.add(entry.told.frames, verdict, recall.entry.told.cause.clone());
+            found |= recall.losses.survivors(entry.told.frames).next().is_some();
+            self.lose_rest(&mut recall.losses, entry.told.frames, &recall.entry.told.cause);
         }
+        found
+    }
+
+    /// The backing keeps withdrawn pages shut, so it must be told of those within `frames` that it is about to be asked
+    /// about; [`Self::shut_again`] follows. False when one of them was poisoned meanwhile: those stay shut.
+    pub(crate) fn lift_to_ask(&self, recall: &mut Recall, frames: PfnRange) -> bool {
+        let asked: Vec<PfnRange> = recall.losses.survivors(frames).collect();
+        asked.iter().for_each(|run| self.backing.lift(*run));
+        // Looked at after the lift: a poisoning enters the registry before it tells the backing, so either it is found here, or
+        // it shuts the page after this.
+        let sound = !self.leave_poisoned(recall);
+        if !sound {
+            self.shut_again(recall, frames);
+        }
+        sound
+    }
+
+    /// What was not proven of `frames` stays shut.
+    pub(crate) fn shut_again(&self, recall: &Recall, frames: PfnRange) {
+        let lost = recall.losses.runs().iter().filter_map(|loss| loss.frames.intersect(frames));
+        lost.for_each(|run| self.backing.keep_shut(run));
     }
 
     fn ask_mappings(&self, recall: &mut Recall) {
@@ -92,7 +130,9 @@ impl Inner {
         }
         if op.intent == Intent::Share && op.contents == Contents::Zero {
             let asked = Asked { name: "backing", policy: &self.policy.retry };
-            losses.ask(&asked, op.frames, |part| self.backing.scrub(&op, part));
+            self.lift_to_ask(recall, op.frames);
+            recall.losses.ask(&asked, op.frames, |part| ask_backing(part, || self.backing.scrub(&op, part)));
+            self.shut_again(recall, op.frames);
         }
     }
 
@@ -105,15 +145,17 @@ impl Inner {
 
     /// Ends a recall: what is proven leaves the quarantine and its intent is carried out, what is not stays or fails.
     pub(crate) fn end_recall(&self, recall: &Recall, partition: &mut Partition) {
+        let (told, done) = (partition.lost.len(), partition.done.clone());
         for frames in recall.proven() {
             for piece in self.records.pieces(frames) {
                 self.lift_quarantine(recall, piece, partition);
             }
         }
+        partition.done.difference(&done).into_iter().for_each(|frames| self.open(frames));
         for loss in recall.losses.runs() {
             self.note_failure(recall, loss, partition);
         }
-        self.tell_backing(&partition.lost);
+        self.tell_backing(&partition.lost[told..]);
     }
 
     fn lift_quarantine(&self, recall: &Recall, piece: crate::record::Piece, partition: &mut Partition) {
@@ -124,19 +166,17 @@ impl Inner {
             self.registry.lock().asked(piece.frames, |_| {});
             return;
         }
-        self.registry.lock().take(piece.frames, Withdrawal::Quarantined);
+        self.registry.lock().lift(piece.frames, Withdrawal::Quarantined);
         for (span, ended) in gib.prove_later(piece.span, recall.intent()) {
             let frames = span.in_gib_of(piece.frames.start());
             match ended {
                 Ended::Done if recall.intent() == Intent::Reclaim => {
-                    self.backing.lift(frames);
                     placement::put(&self.records, frames);
                     recall.owned.remove_released(frames);
                     self.journal.write(frames, Some(recall.owned.id), EventKind::Reclaimed);
                     partition.released.insert(frames);
                 }
                 Ended::Done => {
-                    self.backing.lift(frames);
                     self.journal.write(frames, Some(recall.owned.id), EventKind::Recovered);
                     partition.done.insert(frames);
                 }
@@ -149,6 +189,12 @@ impl Inner {
         if loss.verdict != Verdict::Never {
             let due = Instant::now() + self.policy.retry.wait(&loss.verdict, recall.entry.told.attempts + 1);
             let holder = if let Verdict::Held { by } = &loss.verdict { Some(by.clone()) } else { None };
+            if recall.aside.overlaps(loss.frames) {
+                // Granules part runs, so the whole loss was set aside.
+                let due = Instant::now() + self.policy.retry.later_after;
+                self.registry.lock().asked(loss.frames, |entry| entry.due = due);
+                return;
+            }
             self.registry.lock().asked(loss.frames, |entry| {
                 entry.told.attempts += 1;
                 entry.told.cause = loss.cause.clone();
@@ -160,10 +206,18 @@ impl Inner {
         for piece in self.records.pieces(loss.frames) {
             let mut gib = self.records.record(piece.record).lock();
             gib.fail_later(piece.span);
-            self.registry.lock().take(piece.frames, Withdrawal::Quarantined);
+            self.registry.lock().lift(piece.frames, Withdrawal::Quarantined);
             partition.lost.push(self.withdraw(&recall.owned, recall.intent(), piece.frames, &Verdict::Never, &loss.cause));
         }
     }
+}
+
+/// Asks the backing about `frames`, and turns a panic into an answer: a pass has marks and entries of many owners to end.
+pub(crate) fn ask_backing(frames: PfnRange, ask: impl FnOnce() -> Result<(), Stuck>) -> Result<(), Stuck> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(ask)).unwrap_or_else(|_| {
+        let cause = Cause::new("prove", 0, "the backing panicked");
+        Err(Stuck { at: frames, verdict: Verdict::Retry { after: Duration::ZERO }, cause })
+    })
 }
 
 /// Runs `ask`, and turns a refusal or a panic of somebody else's mapping into a cause: the pool's own verbs go on.

@@ -108,6 +108,14 @@ impl Records {
         gib.intersect(node.span())
     }
 
+    /// The one piece of a run that lies in one GiB: the usual case, without a list.
+    pub(crate) fn single(&self, range: PfnRange) -> Option<Piece> {
+        let span = Span::head_of(range);
+        let node = self.node_of(range.start())?;
+        let one = u64::from(span.frames()) == range.frames() && node.span().contains_range(range);
+        one.then(|| Piece { record: node.record_of(range.start()), span, frames: range })
+    }
+
     /// The parts of `range` that belong to the pool, cut at GiBs and nodes, ascending.
     pub(crate) fn pieces(&self, range: PfnRange) -> impl Iterator<Item = Piece> + '_ {
         self.nodes.iter().filter_map(move |node| node.span().intersect(range).map(|part| (node, part))).flat_map(

@@ -20,7 +20,7 @@ impl Allocation {
         self.with_run_at(start, |run| {
             let block = self.block_run(start, to).unwrap_or(run);
             let mut operation = match OpenOperation::begin(&self.pool, &self.owned, smallvec::smallvec![block], Intent::Resize)? {
-                Begun::AlreadySo => return Ok(()),
+                Begun::AlreadySo(_) => return Ok(()),
                 Begun::Open(operation) => operation,
             };
             operation.prepare(&self.owned.mappings.load())?;

@@ -8,7 +8,6 @@ mod chosen {
     #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
-    #[allow(dead_code, reason = "for the frame layer's lock-free scans")]
     /// Gives way to whoever is in the middle of what this thread waits for. `tries` is how often it has waited already.
     #[inline]
     pub(crate) fn give_way(tries: u32) {
@@ -17,7 +16,6 @@ mod chosen {
         if tries < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
     }
 
-    #[allow(dead_code, reason = "for the frame layer's preferences")]
     /// A small number of this thread: the same for its whole life, dense from 0 among all threads that ever asked.
     #[inline]
     pub(crate) fn thread_number() -> usize {
@@ -89,13 +87,11 @@ mod chosen {
         }
     }
 
-    #[allow(dead_code, reason = "for the frame layer's lock-free scans")]
     /// Gives way to whoever is in the middle of what this thread waits for.
     pub(crate) fn give_way(_tries: u32) {
         shuttle::thread::yield_now();
     }
 
-    #[allow(dead_code, reason = "for the frame layer's preferences")]
     /// A small number of this thread, within one execution.
     pub(crate) fn thread_number() -> usize {
         shuttle::current::me().into()

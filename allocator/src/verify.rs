@@ -33,8 +33,6 @@ impl Pool {
                     found.faults.push(format!("node {}: {why}", node.number));
                 }
             }
-            // One walk for all records: what is free changes meanwhile only under the lock of its GiB, and is looked at again
-            // there where it matters.
             self.0.records.indices().for_each(|index| self.0.verify_record(index, in_transit, &mut found));
             found
         })
@@ -51,7 +49,7 @@ impl Inner {
         }
         let to_frames = |span: Span| span.in_gib_of(frames.start());
         let whole = Span::head_of(frames);
-        let free: RunSet = node.frames.free_runs().clipped(frames).collect();
+        let free: RunSet = node.frames.free_runs_in(frames);
         let owned: RunSet = gib.tenants(Span::WHOLE).map(|(span, _)| to_frames(span)).collect();
         let moving: RunSet = in_transit.clipped(frames).collect();
         let mut marked = [RunSet::new(), RunSet::new(), RunSet::new()];

@@ -153,9 +153,14 @@ impl Registry {
         map.insert(frames.start(), entry);
     }
 
-    /// Takes the entries of a kind out, where they cover `frames`, and returns those parts.
-    pub(crate) fn take(&mut self, frames: PfnRange, state: Withdrawal) -> Vec<Entry> {
-        take(self.of(state), frames)
+    /// Takes the marks of this one kind off `frames`.
+    pub(crate) fn lift(&mut self, frames: PfnRange, state: Withdrawal) {
+        for entry in take(self.of(state), frames) {
+            if entry.told.state != state {
+                // Quarantined and failed runs share a table; neither's end is the other's.
+                self.insert(entry);
+            }
+        }
     }
 
     /// The parts of entries that cover `frames`: quarantined and failed first, then poisoned.

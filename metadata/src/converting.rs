@@ -102,6 +102,16 @@ impl Converting {
         Some(cleared)
     }
 
+    /// Clears `mark`, if it is there just as it was set.
+    pub fn clear_exact(&mut self, mark: Mark) -> bool {
+        let packed = Packed::new(mark);
+        let found = self.inline.contains(&packed) || self.more.as_ref().is_some_and(|more| more.contains(&packed));
+        if found {
+            self.remove(mark);
+        }
+        found
+    }
+
     /// Bytes on the heap.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {

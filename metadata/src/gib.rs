@@ -165,6 +165,22 @@ impl Gib {
         Ok(())
     }
 
+    /// Begins a conversion of `span` at once, if nothing at all is in its way and all of it changes; none, and nothing done,
+    /// where somebody must look closer with [`obstacle`](Self::obstacle) and [`to_change`](Self::to_change).
+    pub fn begin_at_once(&mut self, span: Span, allocation: AllocationId, intent: Intent, gib: u64) -> Option<OperationId> {
+        let from = if intent == Intent::Share { Uniformity::AllPrivate } else { Uniformity::AllShared };
+        let clear = self.tenure.is_live(span, allocation)
+            && self.rare.as_ref().is_none_or(|rare| rare.is_clear(span))
+            && self.converting.overlap(span).is_none()
+            && self.share.uniformity(span) == from;
+        if !clear || self.share.reserve(span).is_err() {
+            return None;
+        }
+        let operation = self.next_operation(gib);
+        self.converting.mark(Mark { span, operation, intent });
+        Some(operation)
+    }
+
     /// The operation was refused: nothing has happened.
     pub fn cancel(&mut self, operation: OperationId, span: Span) {
         while let Some((part, intent)) = self.clear_mark(operation, span) {
@@ -194,6 +210,23 @@ impl Gib {
         }
         parts.extend(late.into_iter().map(|rest| (rest, Ended::TooLate)));
         parts
+    }
+
+    /// Ends a proven conversion that nothing came between, at no more cost than it must have: no rare fact about its frames, one
+    /// live owner, the mark as it was set. Says false, and does nothing, where [`finish`](Self::finish) must look closer.
+    pub fn flip(&mut self, operation: OperationId, span: Span, intent: Intent) -> bool {
+        let live = matches!(self.tenure.sole(span), Some(Tenant { released: false, .. }));
+        let rare = self.rare.as_ref().is_some_and(|rare| rare.withdrawn(span) || rare.unknown.overlaps(span));
+        if rare || !live || !changes_shareability(intent) {
+            return false;
+        }
+        if !self.converting.clear_exact(Mark { span, operation, intent }) {
+            return false;
+        }
+        self.share.set(span, intent == Intent::Share);
+        self.share.unreserve(span);
+        self.demoted.demote(span);
+        true
     }
 
     /// A retry brought the proof for the quarantined frames of `span`: lifts the quarantine and carries the intent out.
@@ -372,6 +405,13 @@ impl Gib {
 impl Rare {
     fn is_empty(&self) -> bool {
         self.planes().iter().all(|plane| plane.is_empty()) && self.holds.is_empty() && self.guards.is_empty()
+    }
+
+    /// Whether no fact here concerns a frame of `span`.
+    fn is_clear(&self, span: Span) -> bool {
+        self.planes().iter().all(|plane| !plane.overlaps(span))
+            && self.holds.overlap(span).is_none()
+            && !self.guards.iter().any(|guard| guard.overlaps(span))
     }
 
     pub(crate) const fn planes(&self) -> [&SparsePlane; 4] {

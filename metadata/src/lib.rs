@@ -3,7 +3,7 @@
 //! Read bottom-up. [`Pfn`] and [`Order`] are numbers, [`PfnRange`] is one run, [`RunSet`] several, [`Span`] a run within one
 //! GiB. [`FrameState`] is the state machine of one frame as one pure function. The planes ([`SharePlane`], [`SparsePlane`]),
 //! [`Tenure`], [`Converting`], [`Demoted`] and [`Holds`] keep one kind of fact for the frames of one GiB each; [`Gib`] puts
-//! them behind one interface.
+//! them behind one interface. [`model`] is the same written the dumb way, for tests.
 #![forbid(unsafe_code)]
 
 mod account;
@@ -17,6 +17,7 @@ mod id;
 mod intent;
 mod leaf_store;
 mod leaves;
+pub mod model;
 mod obstacle;
 mod pfn;
 mod range;

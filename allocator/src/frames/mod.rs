@@ -2,67 +2,76 @@
 //!
 //! For those who bring their own bookkeeping, and for the pool, which adds owners, states and a ledger. A frame that must
 //! not be handed out again is simply never put back.
+//!
+//! Direct-indexed atomic bitmaps, no lock (`store`): a bit per whole GiB, a bit per whole 2 MiB block in a GiB that was cut,
+//! a bit per frame in a block that was cut. A frame is free exactly when one of its three bits is set. Taking clears that
+//! bit and putting sets it, with one atomic read-modify-write each; all else is hints that say where to look (`hints`), and
+//! an epoch that makes "none left" honest (`moves`). A cut block is never glued together: once all its frames are back it
+//! is found through a hint, and whoever takes it as a whole takes its words.
 
+mod claim;
+mod hints;
+mod moves;
 mod outcome;
+mod place;
+mod prefer;
+mod put;
+mod seek;
+mod store;
+mod survey;
 
-use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use pageless_metadata::{Order, Pfn, PfnRange, RunSet};
+use smallvec::SmallVec;
 
-use crate::sync::Mutex;
+use moves::Moves;
 use outcome::first_outside;
 pub use outcome::{Buildable, PutError, TakeAtError};
+use place::{GROUP_LOG2, Level, Piece, Place, first_piece, pieces};
+use prefer::Preferences;
+use store::{Group, Lane, Top, lanes_up_to};
+
+use crate::sync::give_way;
 
 /// One contiguous span of frames, for instance of one NUMA node; each frame is free or taken.
+///
+/// All verbs take `&self` and may be called from any number of threads. "None left" is an honest answer also then: it is
+/// given only if nothing was on its way back or being cut meanwhile.
+///
+/// The caller may put only what it has taken. A put of a frame that is free is refused and changes nothing, however the
+/// frame was taken and put before. What cannot be told apart is a double free that runs *at the same time* as a legitimate
+/// put of the same frame in a run of another size: bookkeeping that may do this must serialise the two.
 #[derive(Debug)]
 pub struct Frames {
     span: PfnRange,
-    /// Maximal free runs: start to end.
-    free: Mutex<BTreeMap<u64, u64>>,
-}
-
-fn run(start: u64, end: u64) -> Option<PfnRange> {
-    PfnRange::new(Pfn::new(start), Pfn::new(end)).ok()
-}
-
-fn remove(free: &mut BTreeMap<u64, u64>, range: PfnRange) {
-    let (start, end) = (range.start().get(), range.end().get());
-    if let Some((&from, &to)) = free.range(..=start).next_back() {
-        free.remove(&from);
-        if from < start {
-            free.insert(from, start);
-        }
-        if end < to {
-            free.insert(end, to);
-        }
-    }
-}
-
-fn insert(free: &mut BTreeMap<u64, u64>, range: PfnRange) {
-    let (mut start, mut end) = (range.start().get(), range.end().get());
-    if let Some((&from, _)) = free.range(..start).next_back().filter(|(_, to)| **to == start) {
-        free.remove(&from);
-        start = from;
-    }
-    if let Some(to) = free.remove(&end) {
-        end = to;
-    }
-    free.insert(start, end);
-}
-
-fn first_free(free: &BTreeMap<u64, u64>, range: PfnRange) -> Option<Pfn> {
-    let (start, end) = (range.start().get(), range.end().get());
-    if free.range(..=start).next_back().is_some_and(|(_, &to)| to > start) {
-        return Some(range.start());
-    }
-    free.range(start..end).next().map(|(&from, _)| Pfn::new(from))
+    /// The GiB boundary at or below the span's start: where [`Place`]s count from.
+    origin: Pfn,
+    groups: Box<[Group]>,
+    tops: Box<[Top]>,
+    moves: Moves,
+    preferences: Preferences,
 }
 
 impl Frames {
     /// All frames of `span`, free.
     #[must_use]
     pub fn new(span: PfnRange) -> Self {
-        Self { span, free: Mutex::new(BTreeMap::from([(span.start().get(), span.end().get())])) }
+        let origin = span.start().align_down(Order::GIB1);
+        let groups = (span.end().get() - origin.get()).div_ceil(1 << GROUP_LOG2);
+        let frames = Self {
+            span,
+            origin,
+            groups: (0..groups).map(|_| Group::default()).collect(),
+            tops: (0..groups.div_ceil(64)).map(|_| Top::default()).collect(),
+            moves: Moves::new(),
+            preferences: Preferences::new(),
+        };
+        for piece in pieces(frames.place(span.start()).0, frames.place(span.end()).0) {
+            // Nothing is free yet, so nothing can be free twice.
+            let _ = frames.publish(piece);
+        }
+        frames
     }
 
     /// The frames there are.
@@ -72,20 +81,32 @@ impl Frames {
     }
 
     /// Takes one aligned block of `order`; none when no such block is free.
+    #[inline]
     pub fn take(&self, order: Order) -> Option<Pfn> {
-        self.take_run(order.frames(), order).map(PfnRange::start)
+        let found = match order {
+            Order::BASE => self.take_frame(),
+            Order::MIB2 => self.take_block(),
+            _ => self.take_gib(),
+        };
+        found.map(|place| self.pfn(place))
     }
 
     /// Takes `frames` contiguous frames that start at a multiple of `align`. The run may cross GiBs. None when `frames` is 0
-    /// or no such run is free.
+    /// or no such run is free. Runs of other lengths than a block's are found by search: in a few words from 1 GiB on, else
+    /// in time proportional to the cut part of the span before the run.
     pub fn take_run(&self, frames: u64, align: Order) -> Option<PfnRange> {
-        let mut free = self.free.lock();
-        let found = free.iter().find_map(|(&start, &end)| {
-            let start = Pfn::new(start).align_up(align);
-            PfnRange::from_len(start, frames).ok().filter(|found| found.end().get() <= end)
+        if frames == 0 {
+            return None;
+        }
+        if align.frames() == frames {
+            return self.take(align).map(|start| PfnRange::block(start, align));
+        }
+        let start = self.moves.settled(|| {
+            let start = self.find_run(frames, align)?;
+            // A claim is a move, so one that fails makes the search start over.
+            self.claim(start, start + frames).then_some(start)
         })?;
-        remove(&mut free, found);
-        Some(found)
+        self.run(start, start + frames)
     }
 
     /// Takes exactly these frames, all or none. The error names the first frame that is not free, or, before that, the
@@ -94,96 +115,180 @@ impl Frames {
         if let Some(pfn) = first_outside(self.span, range) {
             return Err(TakeAtError::Outside { pfn, span: self.span });
         }
-        let mut free = self.free.lock();
-        match free.range(..=range.start().get()).next_back() {
-            Some((_, &end)) if end >= range.end().get() => {
-                remove(&mut free, range);
-                Ok(())
+        let (at, end) = (self.place(range.start()).0, self.place(range.end()).0);
+        let mut tries = 0;
+        loop {
+            let mut taken = None;
+            let all_free = self.moves.settled(|| {
+                taken = self.first_taken(at, end);
+                taken.is_none().then_some(())
+            });
+            if let (None, Some(place)) = (all_free, taken) {
+                return Err(TakeAtError::NotFree { pfn: self.pfn(place) });
             }
-            Some((_, &end)) if end > range.start().get() => Err(TakeAtError::NotFree { pfn: Pfn::new(end) }),
-            _ => Err(TakeAtError::NotFree { pfn: range.start() }),
+            if self.claim(at, end) {
+                return Ok(());
+            }
+            give_way(tries);
+            tries = tries.saturating_add(1);
         }
     }
 
     /// Puts taken frames back. They need not have been taken together. On [`PutError::AlreadyFree`] and
     /// [`PutError::Foreign`] nothing has changed; the error names the first frame that is free already, or, before that, the
     /// first outside the span.
+    #[inline]
     pub fn put(&self, range: PfnRange) -> Result<(), PutError> {
-        if let Some(pfn) = first_outside(self.span, range) {
-            return Err(PutError::Foreign { pfn, span: self.span });
+        if !self.span.contains_range(range) {
+            return Err(self.foreign(range));
         }
-        let mut free = self.free.lock();
-        if let Some(pfn) = first_free(&free, range) {
-            return Err(PutError::AlreadyFree { pfn });
+        let (at, end) = (self.place(range.start()).0, self.place(range.end()).0);
+        if end - at == 1 {
+            return self.put_frame(Place(at)).map_err(|_| PutError::AlreadyFree { pfn: range.start() });
         }
-        insert(&mut free, range);
-        Ok(())
+        let whole = first_piece(at, end);
+        if at + whole.frames() == end {
+            // One word speaks for all of it: most runs are blocks.
+            let put = self.first_free(whole).map_or_else(|| self.publish(whole), Err);
+            return put.map_err(|place| PutError::AlreadyFree { pfn: self.pfn(place) });
+        }
+        self.put_pieces(at, end)
     }
 
     /// Puts single taken frames back, faster than one by one, in any order. A frame named twice is a double free. Errors as
     /// for [`Frames::put`].
     pub fn put_batch(&self, frames: &[Pfn]) -> Result<(), PutError> {
-        let mut sorted = frames.to_vec();
-        sorted.sort_unstable();
+        let mut sorted: SmallVec<[Pfn; 64]> = SmallVec::from_slice(frames);
+        if !sorted.is_sorted() {
+            sorted.sort_unstable();
+        }
         if let Some(&pfn) = sorted.iter().find(|pfn| !self.span.contains(**pfn)) {
             return Err(PutError::Foreign { pfn, span: self.span });
         }
-        let mut free = self.free.lock();
-        for (nth, &pfn) in sorted.iter().enumerate() {
-            if first_free(&free, PfnRange::single(pfn)).is_some() || (nth > 0 && sorted[nth - 1] == pfn) {
-                return Err(PutError::AlreadyFree { pfn });
-            }
+        let twice = sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
+        let free = sorted.iter().copied().find(|&pfn| self.frame_is_free(pfn));
+        if let Some(pfn) = [twice, free].into_iter().flatten().min() {
+            return Err(PutError::AlreadyFree { pfn });
         }
-        sorted.iter().for_each(|pfn| insert(&mut free, PfnRange::single(*pfn)));
-        Ok(())
+        sorted.iter().enumerate().try_for_each(|(nth, &pfn)| match (self.put_frame(self.place(pfn)), nth) {
+            (Ok(()), _) => Ok(()),
+            (Err(_), 0) => Err(PutError::AlreadyFree { pfn }),
+            (Err(_), _) => Err(PutError::Raced { pfn, from: pfn }),
+        })
     }
 
     /// Whether the frame is free; false outside the span.
     #[must_use]
     pub fn is_free(&self, pfn: Pfn) -> bool {
-        pfn < Pfn::LIMIT && first_free(&self.free.lock(), PfnRange::single(pfn)).is_some()
+        self.span.contains(pfn) && self.moves.settled(|| self.frame_is_free(pfn).then_some(())).is_some()
     }
 
-    /// The number of free frames.
+    /// The number of free frames. Counted, not kept: in time proportional to the cut part of the span.
     #[must_use]
     pub fn free_frames(&self) -> u64 {
         self.buildable().base
     }
 
-    /// How many blocks of each order could be taken now.
+    /// How many blocks of each order could be taken now. Counted as [`Frames::free_frames`] is.
     #[must_use]
     pub fn buildable(&self) -> Buildable {
-        let blocks = |range: PfnRange, order| range.whole_blocks(order).map_or(0, |run| run.frames() / order.frames());
-        let free = self.free.lock();
-        free.iter().filter_map(|(&start, &end)| run(start, end)).fold(Buildable::default(), |sum, run| Buildable {
-            gib1: sum.gib1 + blocks(run, Order::GIB1),
-            mib2: sum.mib2 + blocks(run, Order::MIB2),
-            base: sum.base + run.frames(),
-        })
+        let mut sum = Buildable::default();
+        self.each_run(true, |start, end| {
+            let blocks = |order: Order| (end >> order.log2()).saturating_sub(start.div_ceil(order.frames()));
+            sum.gib1 += blocks(Order::GIB1);
+            sum.mib2 += blocks(Order::MIB2);
+            sum.base += end - start;
+            ControlFlow::Continue(())
+        });
+        sum
     }
 
     /// The free frames, as maximal runs.
     #[must_use]
     pub fn free_runs(&self) -> RunSet {
-        self.free.lock().iter().filter_map(|(&start, &end)| run(start, end)).collect()
+        let mut runs = RunSet::new();
+        self.each_run(true, |start, end| {
+            runs.extend(self.run(start, end));
+            ControlFlow::Continue(())
+        });
+        runs
     }
 
-    /// Bytes of memory that the bookkeeping itself uses.
+    /// The free frames of `range`, as maximal runs.
+    #[must_use]
+    pub fn free_runs_in(&self, range: PfnRange) -> RunSet {
+        let mut runs = RunSet::new();
+        for part in range.intersect(self.span).iter().flat_map(|range| range.pieces(Order::GIB1)) {
+            self.each_run_of_gib(self.place(part.start()), |start, end| {
+                runs.extend(self.run(start, end).and_then(|run| run.intersect(part)));
+            });
+        }
+        runs
+    }
+
+    /// Bytes of memory that the bookkeeping itself uses, this value included.
     #[must_use]
     pub fn footprint_bytes(&self) -> usize {
-        size_of::<Self>() + self.free.lock().len() * 2 * size_of::<u64>()
+        let heap: usize = self.groups.iter().map(Group::heap_bytes).sum();
+        size_of::<Self>() + size_of_val(&*self.groups) + size_of_val(&*self.tops) + heap
     }
 
-    /// Compares every summary with what the leaf bits say. Meant for tests and audits, while nothing else runs.
+    /// Compares every hint with what the bits say, and the bits with each other. Meant for tests and audits, while nothing
+    /// else runs. The error says which frames disagree.
     pub fn check(&self) -> Result<(), String> {
-        let free = self.free.lock();
-        let mut last = self.span.start().get();
-        for (nth, (&start, &end)) in free.iter().enumerate() {
-            if start >= end || start < last || (nth > 0 && start == last) || end > self.span.end().get() {
-                return Err(format!("run {start:#x}..{end:#x} overlaps, touches or leaves {}", self.span));
-            }
-            last = end;
+        self.audit()
+    }
+
+    #[inline]
+    fn frame_is_free(&self, pfn: Pfn) -> bool {
+        let at = self.place(pfn);
+        self.first_free(Piece { level: Level::Frames, start: at, mask: 1 << at.bit() }).is_some()
+    }
+
+    fn put_pieces(&self, at: u64, end: u64) -> Result<(), PutError> {
+        if let Some(place) = pieces(at, end).find_map(|piece| self.first_free(piece)) {
+            return Err(PutError::AlreadyFree { pfn: self.pfn(place) });
         }
-        Ok(())
+        pieces(at, end).try_for_each(|piece| {
+            self.publish(piece).map_err(|place| match piece.start.0 == at {
+                true => PutError::AlreadyFree { pfn: self.pfn(place) },
+                false => self.raced(place, piece.start),
+            })
+        })
+    }
+
+    #[cold]
+    fn foreign(&self, range: PfnRange) -> PutError {
+        PutError::Foreign { pfn: first_outside(self.span, range).unwrap_or(range.start()), span: self.span }
+    }
+
+    fn raced(&self, place: Place, from: Place) -> PutError {
+        PutError::Raced { pfn: self.pfn(place), from: self.pfn(from) }
+    }
+
+    #[inline]
+    fn place(&self, pfn: Pfn) -> Place {
+        Place(pfn.get() - self.origin.get())
+    }
+
+    #[inline]
+    fn pfn(&self, place: Place) -> Pfn {
+        self.origin.add(place.0)
+    }
+
+    fn run(&self, start: u64, end: u64) -> Option<PfnRange> {
+        PfnRange::new(self.origin.add(start), self.origin.add(end)).ok()
+    }
+
+    #[inline]
+    fn top(&self, group: usize) -> &Top {
+        &self.tops[group / 64]
+    }
+
+    /// A group's lanes, made if need be: all 512, or in the last group as many as the span has.
+    #[inline]
+    fn lanes(&self, group: usize) -> &[Lane] {
+        let lanes = self.groups[group].lanes();
+        lanes.unwrap_or_else(|| self.groups[group].lanes_or_new(lanes_up_to(self.place(self.span.end()), group)))
     }
 }

@@ -95,7 +95,7 @@ impl std::fmt::Debug for Books {
 /// Asserts that the books agree with each other, and copies them.
 pub(crate) fn books(pool: &Pool) -> Books {
     /// Frames at the start of the pool that are explained one by one.
-    const EXPLAINED: u64 = 64;
+    const EXPLAINED: usize = 64;
     let verified = pool.verify();
     assert!(verified.is_sound(), "{:#?}", verified.faults);
     let first = pool.nodes()[0].frames;
@@ -103,7 +103,7 @@ pub(crate) fn books(pool: &Pool) -> Books {
         stats: pool.stats(),
         stretches: pool.stretches(),
         withdrawn: pool.withdrawn(),
-        explained: first.iter().take(EXPLAINED as usize).filter_map(|pfn| pool.explain(pfn)).collect(),
+        explained: first.iter().take(EXPLAINED).filter_map(|pfn| pool.explain(pfn)).collect(),
     }
 }
 

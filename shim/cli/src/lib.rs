@@ -14,6 +14,7 @@ pub mod narrate;
 pub mod paint;
 pub mod refcount;
 pub mod report;
+mod story;
 pub mod tour;
 
 use std::ffi::OsString;

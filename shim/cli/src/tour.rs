@@ -1,11 +1,11 @@
-//! The story of the tour.
+//! The command `pageless tour`.
 
 use crate::args::TourSettings;
 use crate::narrate::Narrator;
 use crate::report::TourReport;
+use crate::story;
 
 /// Makes the tour and says what happened.
 pub fn perform(settings: &TourSettings, narrator: &mut Narrator) -> anyhow::Result<TourReport> {
-    let _ = (settings, narrator);
-    anyhow::bail!("the tour is not wired to a pool yet")
+    story::perform(settings, narrator)
 }

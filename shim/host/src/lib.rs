@@ -18,21 +18,34 @@
 //! segment's file. `unsafe` is fenced into `region` and `numa`.
 //!
 //! ```
-//! use pageless::{Backing, MapGuard};
-//! use pageless_host::{HostMapping, HostMemory, ProofMethod};
+//! use std::sync::Arc;
+//!
+//! use pageless::{Pool, Request};
+//! use pageless_host::{HostMapping, HostMemory, ProofMethod, pin::KernelPin};
 //!
 //! let memory = HostMemory::builder().bytes(16 << 20).proof(ProofMethod::Seal).build()?;
-//! memory.commit(memory.frames())?;
-//! let mapping = HostMapping::new(&memory, [(0, memory.frames())])?;
-//! mapping.map(&MapGuard, memory.frames())?;
-//! mapping.write(4096, b"guest memory")?;
+//! let pool = Pool::builder().backing(memory.clone()).build()?;
+//! let ram = pool.allocate(Request::bytes(16 << 20).owner("vm-42"))?;
+//! let host = Arc::new(HostMapping::of(&memory, &ram)?);
+//! ram.attach("host", host.clone())?;
 //!
-//! // While this process maps it writable, the kernel does not let it be sealed: no proof.
-//! let stuck = memory.prove_granules(memory.frames()).unwrap_err();
-//! assert_eq!(stuck.cause.step, "F_ADD_SEALS(F_SEAL_WRITE)");
+//! let guard = ram.map_guard("host", 0..16 << 20)?;
+//! guard.extents().iter().try_for_each(|run| host.map(&guard, run.frames))?;
+//! drop(guard);
+//! host.write(4096, b"guest memory")?;
 //!
-//! mapping.unmap(memory.frames())?;
-//! memory.prove_granules(memory.frames())?;
+//! // Somebody keeps a reference to a page, as a device does. Its owner goes, and the kernel does not let the segment be
+//! // sealed: no proof, so its frames are not free.
+//! let pin = KernelPin::vmsplice(&host, 4096, 12)?;
+//! drop(ram);
+//! let reclaimed = pool.reclaim();
+//! let lost = &reclaimed.lost[0];
+//! assert_eq!(lost.cause().step, "F_ADD_SEALS(F_SEAL_WRITE)");
+//! assert_eq!(pool.stats().quarantined, lost.frames().frames());
+//!
+//! assert_eq!(pin.drain()?, b"guest memory");
+//! pool.retry(lost.frames());
+//! assert_eq!(pool.stats().free, pool.stats().frames);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![deny(unsafe_code)]

@@ -4,7 +4,8 @@ use std::fs;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use pageless::{Cause, FRAME_BYTES, MapGuard, Mapping, Operation, Order, Pfn, PfnRange, Refusal, Stuck, Verdict};
+use pageless::{Allocation, Cause, FRAME_BYTES, MapGuard, Mapping, Operation, Order, Pfn, PfnRange, Refusal, Stuck, Verdict};
+use parking_lot::RwLock;
 
 use crate::region::{Gap, Region};
 use crate::{HostMemory, MapError, PageSize};
@@ -27,8 +28,8 @@ pub struct HostMapping {
 /// Which frames lie where, and which of them are mapped.
 #[derive(Debug)]
 pub(crate) struct Translations {
-    /// By frame number.
-    extents: Vec<Extent>,
+    /// By frame number. Held for reading while anything is mapped, so that a frame that is replaced meanwhile is not.
+    extents: RwLock<Vec<Extent>>,
     region: Region,
 }
 
@@ -54,9 +55,9 @@ impl Extent {
 
 impl Translations {
     /// The part of each extent that `frames` name, with its place in the region; by frame number.
-    fn places(&self, frames: PfnRange) -> impl Iterator<Item = (&Extent, PfnRange, PfnRange)> {
-        let first = self.extents.partition_point(|extent| extent.frames.end() <= frames.start());
-        self.extents[first..].iter().map_while(move |extent| {
+    fn places(extents: &[Extent], frames: PfnRange) -> impl Iterator<Item = (&Extent, PfnRange, PfnRange)> {
+        let first = extents.partition_point(|extent| extent.frames.end() <= frames.start());
+        extents[first..].iter().map_while(move |extent| {
             let part = extent.frames.intersect(frames)?;
             Some((extent, part, extent.place(part)?))
         })
@@ -68,7 +69,7 @@ impl Translations {
             let places = self.region.mapped_in(place);
             places.into_iter().filter_map(|place| extent.frames_at(place)).collect::<Vec<_>>()
         };
-        self.places(frames).flat_map(mapped).collect()
+        Self::places(&self.extents.read(), frames).flat_map(mapped).collect()
     }
 }
 
@@ -102,9 +103,46 @@ impl HostMapping {
             return Err(MapError::Empty);
         }
         let region = Region::reserve(bytes, alignment(bytes, page)).map_err(|errno| MapError::NoAddresses { bytes, errno })?;
-        let translations = Arc::new(Translations { extents, region });
+        let translations = Arc::new(Translations { extents: RwLock::new(extents), region });
         memory.register(&translations);
         Ok(Self { memory: memory.clone(), translations })
+    }
+
+    /// The same for the frames that an allocation has now.
+    pub fn of(memory: &HostMemory, allocation: &Allocation) -> Result<Self, MapError> {
+        Self::new(memory, allocation.extents().into_iter().map(|extent| (extent.offset, extent.frames)))
+    }
+
+    /// Puts `frame` in the place of whichever frame lies at `offset`, in bytes from the start of the allocation, aligned to
+    /// 4 KiB: for [`Allocation::replace`]. The old frame is unmapped first, so nothing translates to it from here any more;
+    /// the new one is not mapped yet. Memory of huge pages cannot do this: they are mapped whole.
+    pub fn replaced(&self, offset: u64, frame: Pfn) -> Result<(), MapError> {
+        let (fresh, page) = (PfnRange::single(frame), self.memory.page());
+        if page.is_huge() || !offset.is_multiple_of(FRAME_BYTES) {
+            return Err(MapError::Unaligned { frames: fresh, offset, page });
+        }
+        if !self.memory.frames().contains_range(fresh) {
+            return Err(MapError::Foreign { frames: fresh });
+        }
+        let place = PfnRange::single(Pfn::new(offset / FRAME_BYTES));
+        let mut extents = self.translations.extents.write();
+        if let Some(taken) = extents.iter().find(|extent| extent.frames.contains(frame)) {
+            return Err(MapError::Overlap { first: taken.frames, second: fresh });
+        }
+        let holds = |extent: &Extent| extent.place(extent.frames).is_some_and(|places| places.contains_range(place));
+        let Some(old) = extents.iter().position(holds) else {
+            return Err(MapError::Outside { offset, bytes: FRAME_BYTES, size: self.bytes() });
+        };
+        let unmap = self.translations.region.unmap(place);
+        unmap.map_err(|errno| MapError::Os { step: "mmap(PROT_NONE)", errno })?;
+        let whole = extents.swap_remove(old);
+        if let Some(lost) = whole.frames_at(place) {
+            let rest = whole.frames.subtract(lost).into_iter().flatten();
+            extents.extend(rest.filter_map(|frames| Some(Extent { frames, at: whole.place(frames)?.start() })));
+        }
+        extents.push(Extent { frames: fresh, at: place.start() });
+        extents.sort_unstable_by_key(|extent| extent.frames);
+        Ok(())
     }
 
     /// Maps `frames`, which `guard` permits. Frames that are mapped already stay so. Adjacent frames of one segment cost one
@@ -119,11 +157,12 @@ impl HostMapping {
     /// Maps `frames`. On an error the frames before the one it names stay mapped.
     fn map_run(&self, frames: PfnRange) -> Result<(), MapError> {
         let page = self.memory.page();
-        let covered: u64 = self.translations.places(frames).map(|(_, part, _)| part.frames()).sum();
+        let extents = self.translations.extents.read();
+        let covered: u64 = Translations::places(&extents, frames).map(|(_, part, _)| part.frames()).sum();
         if covered != frames.frames() {
             return Err(MapError::Foreign { frames });
         }
-        for (extent, part, place) in self.translations.places(frames) {
+        for (extent, part, place) in Translations::places(&extents, frames) {
             if !on_pages(part, page) {
                 return Err(MapError::Unaligned { frames: part, offset: place.start().get() * FRAME_BYTES, page });
             }
@@ -223,7 +262,8 @@ impl HostMapping {
                 cause: Cause::new("mmap", Errno::EINVAL as u64, refusal.to_string()),
             });
         }
-        for (_, part, place) in self.translations.places(frames) {
+        let extents = self.translations.extents.read();
+        for (_, part, place) in Translations::places(&extents, frames) {
             if let Err(errno) = self.translations.region.unmap(place) {
                 let at = PfnRange::new(part.start(), frames.end()).unwrap_or(part);
                 // ENOMEM: no room to cut a mapping in two (vm.max_map_count) or no memory. It passes; nothing else does.
@@ -261,7 +301,8 @@ impl Mapping for HostMapping {
             return Err(Refusal::Other(format!("{block} is not mapped as one piece").into()));
         }
         let segment = self.memory.segment(block.start()).filter(|segment| segment.frames().contains_range(block));
-        let (Some(segment), Some((_, _, place))) = (segment, self.translations.places(block).next()) else {
+        let extents = self.translations.extents.read();
+        let (Some(segment), Some((_, _, place))) = (segment, Translations::places(&extents, block).next()) else {
             return Err(Refusal::Other(format!("{block} spans two segments").into()));
         };
         let address = self.translations.region.address() as u64 / FRAME_BYTES + place.start().get();

@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::io::Write;
+use std::sync::Arc;
 
-use pageless::{Backing, FRAME_BYTES, MapGuard};
+use pageless::{FRAME_BYTES, Pool, Request};
 use pageless_host::{HostMapping, HostMemory, MapError, ProofMethod};
 
 #[test]
@@ -16,13 +17,16 @@ fn scattered_runs_beyond_the_limit_are_refused_by_name_and_can_all_be_unmapped()
         return;
     }
     let memory = HostMemory::builder().bytes(frames * FRAME_BYTES).proof(ProofMethod::ProcessUnmap).build().unwrap();
-    memory.commit(memory.frames()).unwrap();
+    let pool = Pool::builder().backing(memory.clone()).build().unwrap();
+    let ram = pool.allocate(Request::bytes(memory.frames().bytes()).owner("scattered")).unwrap();
     // Back to front, so that no two neighbours in the guest are neighbours in the file.
     let frame = |at: u64| memory.frames().sub(frames - 1 - at, 1).unwrap();
-    let mapping = HostMapping::new(&memory, (0..frames).map(|at| (at * FRAME_BYTES, frame(at)))).unwrap();
+    let mapping = Arc::new(HostMapping::new(&memory, (0..frames).map(|at| (at * FRAME_BYTES, frame(at)))).unwrap());
+    ram.attach("host", mapping.clone()).unwrap();
+    let guard = ram.map_guard("host", 0..memory.frames().bytes()).unwrap();
     let mut mapped = 0;
     let refused = loop {
-        match mapping.map(&MapGuard, frame(mapped)) {
+        match mapping.map(&guard, frame(mapped)) {
             Ok(()) => mapped += 1,
             Err(error) => break error,
         }
@@ -34,5 +38,5 @@ fn scattered_runs_beyond_the_limit_are_refused_by_name_and_can_all_be_unmapped()
     mapping.unmap(memory.frames()).unwrap();
     println!("{mapped} single frames unmapped in {:?}", began.elapsed());
     assert!(mapping.translations(memory.frames()).is_empty());
-    mapping.map(&MapGuard, frame(mapped)).unwrap();
+    mapping.map(&guard, frame(mapped)).unwrap();
 }

@@ -1,9 +1,9 @@
 //! Commit, scrub and prove on 4 KiB pages, in one process.
 
 use pageless::{Backing, FRAME_BYTES, Identity, Pfn, PfnRange, Verdict};
-use pageless_host::{HostMapping, HostMemory, PageSize, ProofMethod, Zeroing, probe};
+use pageless_host::{HostMemory, PageSize, ProofMethod, Zeroing, probe};
 
-use crate::{builder, byte_at, map, map_all, part};
+use crate::{Guest, builder, byte_at, map, map_all, part};
 
 #[test]
 fn frames_are_contiguous_from_the_base_and_their_numbers_are_synthetic() {
@@ -91,7 +91,7 @@ fn without_zeroing_the_next_owner_reads_the_last_ones_bytes() {
 fn a_frame_that_another_mapping_of_this_process_still_has_is_not_proven() {
     let memory = builder(ProofMethod::ProcessUnmap).bytes(4 << 20).build().unwrap();
     let asked = map_all(&memory);
-    let forgotten = HostMapping::new(&memory, [(0, part(&memory, 0, 16))]).unwrap();
+    let forgotten = Guest::of(&memory, [(0, part(&memory, 0, 16))]);
     map(&forgotten, part(&memory, 3, 2)).unwrap();
     asked.unmap(part(&memory, 0, 16)).unwrap();
     let stuck = memory.prove_granules(part(&memory, 0, 16)).unwrap_err();

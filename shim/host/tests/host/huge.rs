@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use pageless::Mapping;
 use pageless::{Backing, FRAME_BYTES, Order, Verdict};
-use pageless_host::{HostMapping, HostMemory, MapError, PageSize, ProofMethod, pin::KernelPin};
+use pageless_host::{HostMemory, MapError, PageSize, ProofMethod, pin::KernelPin};
 
 use crate::reservation::Reservation;
-use crate::{builder, byte_at, bytes_the_kernel_maps, map, part};
+use crate::{Guest, builder, byte_at, bytes_the_kernel_maps, map, part};
 
 fn memory(page: PageSize, pages: u64, proof: ProofMethod) -> HostMemory {
     builder(proof).page(page).bytes(pages * page.bytes()).segment_bytes(page.bytes()).build().unwrap()
@@ -23,7 +23,7 @@ fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
 fn seal_proof(page: PageSize) {
     let memory = memory(page, 1, ProofMethod::Seal);
     timed("commit", || memory.commit(memory.frames()).unwrap());
-    let mapping = HostMapping::new(&memory, [(0, memory.frames())]).unwrap();
+    let mapping = Guest::of(&memory, [(0, memory.frames())]);
     map(&mapping, memory.frames()).unwrap();
     assert_eq!(bytes_the_kernel_maps(&mapping), page.bytes());
     assert_eq!(mapping.promote(memory.frames()), Ok(()));
@@ -58,7 +58,7 @@ fn unmap_proof(page: PageSize) {
     let frames = page.order().frames();
     assert_eq!(memory.granule(memory.frames().start().add(frames + 7)), part(&memory, frames, frames));
     memory.commit(memory.frames()).unwrap();
-    let mapping = HostMapping::new(&memory, [(0, memory.frames())]).unwrap();
+    let mapping = Guest::of(&memory, [(0, memory.frames())]);
     map(&mapping, memory.frames()).unwrap();
     mapping.write(0, b"secret").unwrap();
     mapping.write(page.bytes(), b"other").unwrap();
@@ -86,7 +86,7 @@ fn part_of_a_huge_page_is_scrubbed_in_place_and_so_is_a_whole_one() {
     let Some(_pages) = Reservation::take("scrub 2M", PageSize::Huge2M, 2) else { return };
     let memory = memory(PageSize::Huge2M, 2, ProofMethod::ProcessUnmap);
     memory.commit(memory.frames()).unwrap();
-    let mapping = HostMapping::new(&memory, [(0, memory.frames())]).unwrap();
+    let mapping = Guest::of(&memory, [(0, memory.frames())]);
     map(&mapping, memory.frames()).unwrap();
     mapping.write(0, &vec![7; 4 << 20]).unwrap();
     let pin = KernelPin::vmsplice(&mapping, 512 * FRAME_BYTES, 1).unwrap();
@@ -106,7 +106,7 @@ fn a_mapped_huge_page_is_not_cut() {
     let Some(_pages) = Reservation::take("cut 2M", PageSize::Huge2M, 2) else { return };
     let memory = memory(PageSize::Huge2M, 2, ProofMethod::ProcessUnmap);
     memory.commit(memory.frames()).unwrap();
-    let mapping = HostMapping::new(&memory, [(0, memory.frames())]).unwrap();
+    let mapping = Guest::of(&memory, [(0, memory.frames())]);
     assert!(matches!(map(&mapping, part(&memory, 0, 511)), Err(MapError::Unaligned { .. })));
     map(&mapping, memory.frames()).unwrap();
     let stuck = mapping.unmap(part(&memory, 0, 700)).unwrap_err();
@@ -126,7 +126,7 @@ fn huge_pages_that_run_out_are_a_shortage_and_never_a_fault() {
     first.commit(first.frames()).unwrap();
     let short = second.commit(part(&second, 5, 1)).unwrap_err();
     assert!(short.reason.contains("0 2M pages free") && short.reason.contains("nr_hugepages"), "{short}");
-    let mapping = HostMapping::new(&second, [(0, second.frames())]).unwrap();
+    let mapping = Guest::uncommitted(&second);
     assert!(matches!(map(&mapping, second.frames()), Err(MapError::NotCommitted { .. })));
     drop(first);
     second.commit(part(&second, 5, 1)).unwrap();

@@ -8,13 +8,16 @@ mod base;
 mod huge;
 mod limits;
 mod mapped;
+mod pooled;
 mod reservation;
 mod sealed;
 mod shut;
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pageless::{Backing, MapGuard, Pfn, PfnRange};
+use pageless::{Allocation, FRAME_BYTES, MetadataOnly, Pfn, PfnRange, Pool, Request};
 use pageless_host::{HostMapping, HostMemory, HostMemoryBuilder, MapError, ProofMethod};
 
 /// Frame numbers that no other test of this process uses: they name the memfds, which tests look for in /proc/self/fd.
@@ -32,16 +35,54 @@ fn part(memory: &HostMemory, offset: u64, frames: u64) -> PfnRange {
     memory.frames().sub(offset, frames).unwrap()
 }
 
-fn map(mapping: &HostMapping, frames: PfnRange) -> Result<(), MapError> {
-    mapping.map(&MapGuard, frames)
+/// An owner of all of a memory, through a pool of its own, with a mapping attached.
+struct Guest {
+    mapping: Arc<HostMapping>,
+    ram: Allocation,
+}
+
+impl Guest {
+    /// Allocates, and so commits, all of `memory`; the mapping lays out `extents` and maps nothing yet.
+    fn of(memory: &HostMemory, extents: impl IntoIterator<Item = (u64, PfnRange)>) -> Self {
+        let pool = Pool::builder().backing(memory.clone()).build().unwrap();
+        Self::in_pool(&pool, memory, extents)
+    }
+
+    /// The same, but for the pool there is no memory, so nothing is committed.
+    fn uncommitted(memory: &HostMemory) -> Self {
+        let pool = Pool::builder().backing(MetadataOnly::new(memory.frames())).build().unwrap();
+        Self::in_pool(&pool, memory, [(0, memory.frames())])
+    }
+
+    fn in_pool(pool: &Pool, memory: &HostMemory, extents: impl IntoIterator<Item = (u64, PfnRange)>) -> Self {
+        let ram = pool.allocate(Request::bytes(memory.frames().bytes()).owner("guest")).unwrap();
+        let mapping = Arc::new(HostMapping::new(memory, extents).unwrap());
+        ram.attach("host", mapping.clone()).unwrap();
+        Self { mapping, ram }
+    }
+}
+
+impl Deref for Guest {
+    type Target = HostMapping;
+
+    fn deref(&self) -> &HostMapping {
+        &self.mapping
+    }
+}
+
+/// Maps `frames` under a guard of exactly those.
+fn map(guest: &Guest, frames: PfnRange) -> Result<(), MapError> {
+    let first = guest.ram.extents()[0].frames.start();
+    let offset = (frames.start().get() - first.get()) * FRAME_BYTES;
+    let guard = guest.ram.map_guard("host", offset..offset + frames.bytes()).unwrap();
+    guest.mapping.map(&guard, frames)
 }
 
 /// Commits all of `memory` and maps it in order from guest offset 0.
-fn map_all(memory: &HostMemory) -> HostMapping {
-    memory.commit(memory.frames()).unwrap();
-    let mapping = HostMapping::new(memory, [(0, memory.frames())]).unwrap();
-    map(&mapping, memory.frames()).unwrap();
-    mapping
+fn map_all(memory: &HostMemory) -> Guest {
+    let guest = Guest::of(memory, [(0, memory.frames())]);
+    map(&guest, memory.frames()).unwrap();
+    guest
 }
 
 fn byte_at(mapping: &HostMapping, offset: u64) -> u8 {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pageless::{Backing, FRAME_BYTES, Mapping, Order, PfnRange, Refusal};
 use pageless_host::{HostMapping, HostMemory, MapError, ProofMethod, pin::KernelPin};
 
-use crate::{builder, byte_at, bytes_the_kernel_maps, map, map_all, part};
+use crate::{Guest, builder, byte_at, bytes_the_kernel_maps, map, map_all, part};
 
 fn memory(bytes: u64) -> HostMemory {
     let memory = builder(ProofMethod::ProcessUnmap).bytes(bytes).build().unwrap();
@@ -17,7 +17,7 @@ fn memory(bytes: u64) -> HostMemory {
 fn extents_are_laid_out_by_guest_offset_and_join_across_segments() {
     let memory = memory(8 << 20);
     let extents = [(0, part(&memory, 1024, 512)), (2 << 20, part(&memory, 0, 512)), (4 << 20, part(&memory, 512, 512))];
-    let mapping = HostMapping::new(&memory, extents).unwrap();
+    let mapping = Guest::of(&memory, extents);
     assert_eq!(mapping.bytes(), 6 << 20);
     map(&mapping, part(&memory, 0, 1536)).unwrap();
     let pattern: Vec<u8> = (0..6 << 20).map(|at: u32| (at / 4096 % 251) as u8).collect();
@@ -35,7 +35,7 @@ fn extents_are_laid_out_by_guest_offset_and_join_across_segments() {
 #[test]
 fn what_is_not_mapped_cannot_be_read_written_or_pinned_and_the_kernel_agrees() {
     let memory = memory(4 << 20);
-    let mapping = HostMapping::new(&memory, [(0, memory.frames())]).unwrap();
+    let mapping = Guest::of(&memory, [(0, memory.frames())]);
     assert_eq!(bytes_the_kernel_maps(&mapping), 0);
     assert_eq!(mapping.read(0, &mut [0]), Err(MapError::Unmapped { offset: 0, done: 0 }));
     map(&mapping, part(&memory, 2, 3)).unwrap();
@@ -70,7 +70,7 @@ fn an_unmapped_run_is_gone_from_the_page_tables_and_its_neighbours_are_not() {
 #[test]
 fn mapped_runs_are_not_copied_into_children_and_still_merge() {
     let memory = memory(4 << 20);
-    let mapping = HostMapping::new(&memory, [(0, memory.frames())]).unwrap();
+    let mapping = Guest::of(&memory, [(0, memory.frames())]);
     for frame in 0..64 {
         map(&mapping, part(&memory, frame, 1)).unwrap();
     }
@@ -135,10 +135,10 @@ fn wrong_extents_and_foreign_frames_are_refused_by_name() {
     assert!(matches!(HostMapping::new(&memory, [(1, memory.frames())]), Err(MapError::Unaligned { offset: 1, .. })));
     assert!(matches!(HostMapping::new(&memory, [(0, other.frames())]), Err(MapError::Foreign { .. })));
     assert!(matches!(HostMapping::new(&memory, [(u64::MAX - 4095, memory.frames())]), Err(MapError::NoAddresses { .. })));
-    let mapping = HostMapping::new(&memory, [(0, part(&memory, 0, 8))]).unwrap();
+    let mapping = Guest::of(&memory, [(0, part(&memory, 0, 8))]);
     assert!(matches!(map(&mapping, part(&memory, 7, 2)), Err(MapError::Foreign { .. })));
     let empty = builder(ProofMethod::Seal).bytes(4 << 20).build().unwrap();
-    let mapping = HostMapping::new(&empty, [(0, empty.frames())]).unwrap();
+    let mapping = Guest::uncommitted(&empty);
     assert!(matches!(map(&mapping, empty.frames()), Err(MapError::NotCommitted { .. })));
 }
 
@@ -151,7 +151,7 @@ fn a_block_is_promoted_only_when_it_is_mapped_in_one_piece() {
     mapping.unmap(part(&memory, 17, 1)).unwrap();
     assert!(matches!(mapping.promote(block), Err(Refusal::Other(_))));
     assert!(matches!(mapping.promote(part(&memory, 0, 3)), Err(Refusal::Other(_))));
-    let crooked = HostMapping::new(&memory, [(4096, memory.frames())]).unwrap();
+    let crooked = Guest::of(&memory, [(4096, memory.frames())]);
     map(&crooked, memory.frames()).unwrap();
     assert!(matches!(crooked.promote(block), Err(Refusal::Other(_))));
 }

@@ -8,12 +8,12 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use pageless::{Backing, FRAME_BYTES, Stuck, Verdict};
-use pageless_host::{HostMapping, HostMemory, ProofMethod, pin::KernelPin};
+use pageless_host::{HostMemory, ProofMethod, pin::KernelPin};
 
 use crate::reservation::{LargeFolios, copied};
-use crate::{builder, byte_at, map, map_all, part};
+use crate::{Guest, builder, byte_at, map, map_all, part};
 
-fn sealed_memory() -> (HostMemory, HostMapping) {
+fn sealed_memory() -> (HostMemory, Guest) {
     let memory = builder(ProofMethod::Seal).bytes(2 << 20).build().unwrap();
     let mapping = map_all(&memory);
     mapping.write(0, b"secret").unwrap();

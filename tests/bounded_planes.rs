@@ -1,42 +1,10 @@
 //! I8: no sequence of conversions makes a plane exceed its bound, at any step and within none.
 //!
-//! This binary counts every byte it asks the allocator for, so `heap_bytes` is compared with the truth. One test runs all
-//! parts in a row: the counters belong to the process.
-// A global allocator cannot be written without unsafe; this one only counts and passes on.
-#![allow(unsafe_code, clippy::unwrap_used)]
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+//! This binary counts every byte it asks the allocator for, so `heap_bytes` is compared with the truth.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use pageless_metadata::{GIB_FRAMES, PLANE_BYTES_MAX, SharePlane, Span, SparsePlane, Uniformity};
-
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-static CALLS: AtomicUsize = AtomicUsize::new(0);
-static REFUSING: AtomicBool = AtomicBool::new(false);
-
-// SAFETY: every call is passed on to `System` unchanged, or refused with a null pointer, which the contract allows.
-// `realloc` is the trait's own: it allocates, copies, frees, so that both buffers count while both could be alive.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, Relaxed);
-        if REFUSING.load(Relaxed) {
-            return std::ptr::null_mut();
-        }
-        let live = LIVE.fetch_add(layout.size(), Relaxed) + layout.size();
-        PEAK.fetch_max(live, Relaxed);
-        // SAFETY: the caller's promise about `layout` is the one that `System` needs.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: `at` came from `alloc` above with this layout, hence from `System`.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
+use pageless_tests::counting::{Counting, calls, live, peak_of, refusing};
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -49,22 +17,21 @@ struct Meter {
 
 impl Meter {
     fn new() -> Self {
-        Self { base: LIVE.load(Relaxed), highest: 0 }
+        Self { base: live(), highest: 0 }
     }
 
     /// Runs one step, and returns its result and the number of calls of the allocator. Asserts the bound on its peak.
     fn step<T>(&mut self, what: &str, step: impl FnOnce() -> T) -> (T, usize) {
-        PEAK.store(LIVE.load(Relaxed), Relaxed);
-        let calls = CALLS.load(Relaxed);
-        let result = step();
-        let peak = PEAK.load(Relaxed) - self.base;
+        let before = calls();
+        let (result, peak) = peak_of(step);
+        let peak = peak - self.base;
         assert!(peak <= PLANE_BYTES_MAX, "{what}: {peak} bytes at once");
         self.highest = self.highest.max(peak);
-        (result, CALLS.load(Relaxed) - calls)
+        (result, calls() - before)
     }
 
     fn live(&self) -> usize {
-        LIVE.load(Relaxed) - self.base
+        live() - self.base
     }
 }
 
@@ -273,7 +240,7 @@ fn a_reserved_set_allocates_nothing(dice: &mut Dice, prepare: impl Fn(&mut Share
     let mut plane = SharePlane::new();
     prepare(&mut plane);
     for _ in 0..200 {
-        let mut meter = Meter { base: LIVE.load(Relaxed) - plane.heap_bytes(), highest: 0 };
+        let mut meter = Meter { base: live() - plane.heap_bytes(), highest: 0 };
         let spans: Vec<Span> = (0..1 + dice.below(8)).map(|_| dice.span()).collect();
         meter.base += spans.capacity() * size_of::<Span>();
         for span in &spans {
@@ -316,9 +283,9 @@ fn a_reservation_outlives_sets_that_make_its_blocks_uniform() {
             plane.set(Span::single((nth + 2) % 512 * 512 + 100), true);
             plane.set(Span::single(100), false);
         });
-        let calls = CALLS.load(Relaxed);
+        let before = calls();
         plane.set(span, true);
-        assert_eq!(CALLS.load(Relaxed), calls, "after sets of {others} other blocks");
+        assert_eq!(calls(), before, "after sets of {others} other blocks");
         plane.unreserve(span);
         plane.check().unwrap();
     }
@@ -341,9 +308,7 @@ fn a_refused_reservation_changes_nothing() {
         prepare(&mut plane);
         let before = plane.to_roaring();
         let span = Span::new(511, 1025).unwrap();
-        REFUSING.store(true, Relaxed);
-        let refused = plane.reserve(span);
-        REFUSING.store(false, Relaxed);
+        let refused = refusing(|| plane.reserve(span));
         assert!(refused.is_err() || plane.uniformity(span) == Uniformity::Mixed, "{refused:?}");
         if refused.is_ok() {
             plane.unreserve(span);
@@ -351,9 +316,9 @@ fn a_refused_reservation_changes_nothing() {
         plane.check().unwrap();
         assert_eq!(plane.to_roaring(), before);
         plane.reserve(span).unwrap();
-        let calls = CALLS.load(Relaxed);
+        let calls_before = calls();
         assert_eq!(plane.set(span, true), 514 - u32::try_from(before.range_cardinality(511..1025)).unwrap());
-        assert_eq!(CALLS.load(Relaxed), calls);
+        assert_eq!(calls(), calls_before);
         plane.unreserve(span);
     }
 }

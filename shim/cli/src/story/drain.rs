@@ -1,0 +1,53 @@
+//! The pin drains: what was quarantined comes back by proof, and what failed never does.
+
+use anyhow::bail;
+use pageless::PfnRange;
+
+use super::guest::Guest;
+use super::pin::Pinned;
+use super::torn::Broken;
+use super::{Story, amount};
+
+/// Lets the pin go, and asks about everything again.
+pub(super) fn tell(story: &mut Story<'_>, guest: &Guest, pinned: Pinned, broken: &Broken) -> anyhow::Result<()> {
+    story.tell.chapter("The pin drains: proof brings back what it can");
+    let bytes = pinned.pin.drain()?;
+    let same = bytes == pinned.pattern;
+    story.tell.line(format!(
+        "The pipe is read. It held {} bytes, {} what vm-b wrote: all that time the page was nobody else's.",
+        bytes.len(),
+        if same { "exactly" } else { "but not" }
+    ));
+    if !same {
+        bail!("a pinned page changed under the pin: somebody else had it, which is a bug of pageless");
+    }
+    if let Some(segment) = pinned.segment {
+        let freed = story.pool.retry(segment).freed;
+        if !freed.contains_range(segment) {
+            bail!("the pin of {segment} has drained, and the kernel still refuses to seal it");
+        }
+        story.tell.line(format!(
+            "retry(): the kernel seals the segment now. Its {} are free, with fresh pages.",
+            amount(freed.frames())
+        ));
+    }
+    let never = story.pool.retry(pinned.failed);
+    if never.freed.overlaps(pinned.failed) {
+        bail!("the failed frame {} was freed: a bug of pageless", pinned.failed);
+    }
+    story
+        .tell
+        .line(format!("The failed frame {} is asked about no more. \"What happened to it?\" explain() answers:", pinned.failed));
+    if let Some(explained) = story.pool.explain(pinned.failed.start()) {
+        explained.to_string().lines().for_each(|line| story.tell.line(line));
+    }
+    let busy = PfnRange::single(guest.frame(broken.busy)?);
+    guest.ept.mend(busy.start());
+    let recovered = story.pool.retry(busy).recovered;
+    story.tell.line(format!(
+        "The TD of vm-a is not busy any more, so the pool's retry proves {busy} as well: {} conversion is completed later. The device still \
+         has its frame.",
+        if recovered.overlaps(busy) { "its" } else { "no" }
+    ));
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! A guest goes, and one of its pages is really still in use: the kernel itself refuses the proof.
+
+use anyhow::{Context, bail};
+use pageless::{FRAME_BYTES, Lost, PfnRange, Reclaimed, WaitingFor};
+use pageless_host::pin::KernelPin;
+
+use super::guest::{FRAME, Guest};
+use super::torn::describe;
+use super::view::Fault;
+use super::{Story, amount};
+use crate::figures;
+
+/// What is left of a guest after its reclaim.
+pub(super) struct Pinned {
+    pub(super) pin: KernelPin,
+    /// What the guest wrote to the pinned page.
+    pub(super) pattern: [u8; FRAME],
+    /// What the kernel refused to prove; nothing where the proof does not look for pins.
+    pub(super) segment: Option<PfnRange>,
+    /// The frame whose removal failed for good.
+    pub(super) failed: PfnRange,
+}
+
+/// Pins a page of the guest, breaks another, and reclaims its memory.
+pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Pinned> {
+    story.tell.chapter("A guest goes, but a page of it is really pinned");
+    let (pinned, failed) = two_places(story, &guest)?;
+    guest.write(pinned)?;
+    story.written.insert(PfnRange::single(guest.frame(pinned)?));
+    let pin = KernelPin::vmsplice(&guest.ept.mapping, pinned, FRAME).context("a page could not be pinned")?;
+    let failed = PfnRange::single(guest.frame(failed)?);
+    guest.ept.break_at(failed.start(), Fault::EntryStateIncorrect);
+    story.tell.line(format!(
+        "A pipe holds one page of vm-b by reference (vmsplice, as a device or io_uring would): {}. And the removal of {failed} will fail \
+         for good. Now vm-b gives up its {}: released, which is not free.",
+        guest.frame(pinned)?,
+        figures::bytes(guest.ram.bytes()),
+    ));
+    story.note_guest(&guest);
+    let pattern = guest.pattern();
+    drop((guest.ept, guest.host));
+    guest.ram.release()?;
+    let waiting = story.tell.spinner("asking every mapping, and the kernel, for proof");
+    let reclaimed = story.pool.reclaim();
+    drop(waiting);
+    story.losses.note(&story.pool);
+    story.tell.line(format!("reclaim() proved and freed {}.", amount(reclaimed.freed.frames())));
+    describe(&reclaimed.lost).iter().for_each(|line| story.tell.line(line));
+    tell_waiting(story, &reclaimed);
+    let segment = refused_by_kernel(story, &reclaimed)?;
+    story.snapshot(
+        "while the pin holds",
+        "vm-b is gone. What was proven unreachable is free; the pinned segment is quarantined as a whole, because the kernel does not say \
+         which page of it is pinned."
+            .into(),
+    )?;
+    Ok(Pinned { pin, pattern, segment, failed })
+}
+
+/// Two offsets in different proof granules, away from the bounce buffer.
+fn two_places(story: &mut Story<'_>, guest: &Guest) -> anyhow::Result<(u64, u64)> {
+    let (backing, frames) = (story.pool.backing(), guest.ram.bytes() / FRAME_BYTES);
+    let first = story.draw.below(frames) * FRAME_BYTES;
+    for _ in 0..1000 {
+        let second = story.draw.below(frames) * FRAME_BYTES;
+        if first != second && backing.granule(guest.frame(first)?) != backing.granule(guest.frame(second)?) {
+            return Ok((first, second));
+        }
+    }
+    // One huge page is all that the guest has.
+    Ok((first, if first == 0 { FRAME_BYTES } else { 0 }))
+}
+
+fn tell_waiting(story: &mut Story<'_>, reclaimed: &Reclaimed) {
+    let frames: u64 = reclaimed.waiting.iter().map(|waiting| waiting.frames.frames()).sum();
+    let granule = reclaimed.waiting.iter().find_map(|waiting| match waiting.why {
+        WaitingFor::Granule { granule } => Some(granule),
+        _ => None,
+    });
+    if let Some(granule) = granule {
+        story.tell.line(format!(
+            "{} of the {} beside the failed frame stay released and wait for ever: {} proves only whole segments, and this one holds a \
+             frame that never can be. That is the price of this memory; on a physical window the frame alone would be lost.",
+            figures::counted(frames, "frame"),
+            amount(granule.frames()),
+            story.ground.name
+        ));
+    }
+}
+
+/// What the kernel refused to seal. With a proof by seal there must be something.
+fn refused_by_kernel(story: &mut Story<'_>, reclaimed: &Reclaimed) -> anyhow::Result<Option<PfnRange>> {
+    let refused = reclaimed.lost.iter().filter(|lost| lost.cause().step.contains("F_SEAL_WRITE"));
+    let segment = refused.map(Lost::frames).reduce(PfnRange::hull);
+    let sealed = story.pool.backing().proof().method.contains("F_SEAL_WRITE");
+    if sealed && segment.is_none() {
+        bail!("a page is pinned, and the kernel sealed its segment all the same: this kernel's seals prove nothing");
+    }
+    if !sealed {
+        story.tell.line("This proof does not look for pins, so nothing is quarantined for it: one more thing that --without-zeroing gives up.");
+    }
+    Ok(segment)
+}

@@ -1,0 +1,5 @@
+//! What the cross-crate tests need and no product crate should carry.
+//!
+//! Only [`counting`] lives here: an allocator that counts. The tests themselves are the files beside this one.
+
+pub mod counting;
