@@ -13,6 +13,7 @@ use pageless::{
     Allocation, Blocked, Cause, Convert, FRAME_BYTES, Mapping, MetadataOnly, Operation, Order, Pfn, PfnRange, Policy, Pool,
     Refusal, Request, RetryPolicy, RunSet, Stuck, Verdict,
 };
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread;
 
@@ -27,11 +28,14 @@ const POLICY: Policy = Policy {
 };
 
 /// Schedules tried by each scheduler.
-const TRIES: usize = 1500;
+const TRIES: usize = 800;
 
 fn explore(world: impl Fn() + Send + Sync + Copy + 'static) {
-    shuttle::check_random(world, TRIES);
-    shuttle::check_pct(world, TRIES, 3);
+    let mut config = shuttle::Config::new();
+    // A GiB's flat bits, 32 KiB, lie on the stack for a moment where planes change form.
+    config.stack_size = 256 << 10;
+    shuttle::Runner::new(RandomScheduler::new(TRIES), config.clone()).run(world);
+    shuttle::Runner::new(PctScheduler::new(3, TRIES), config).run(world);
 }
 
 fn run(start: u64, end: u64) -> PfnRange {
