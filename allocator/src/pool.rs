@@ -100,6 +100,15 @@ impl Transit {
         step()
     }
 
+    /// Runs `take` while nothing moves, with the frames in transit, and enters those that it returns.
+    pub(crate) fn enter_stopped<E>(&self, take: impl FnOnce(&RunSet) -> Result<Vec<PfnRange>, E>) -> Result<Vec<PfnRange>, E> {
+        let _gate = self.gate.write();
+        let mut frames = self.frames.lock();
+        let taken = take(&frames)?;
+        frames.extend(taken.iter().copied());
+        Ok(taken)
+    }
+
     /// Runs `look` while nothing moves, with the frames in transit.
     pub(crate) fn stopped<R>(&self, look: impl FnOnce(&RunSet) -> R) -> R {
         let _gate = self.gate.write();

@@ -145,13 +145,13 @@ impl Inner {
 
     /// Ends a recall: what is proven leaves the quarantine and its intent is carried out, what is not stays or fails.
     pub(crate) fn end_recall(&self, recall: &Recall, partition: &mut Partition) {
-        let told = partition.lost.len();
+        let (told, done) = (partition.lost.len(), partition.done.clone());
         for frames in recall.proven() {
             for piece in self.records.pieces(frames) {
                 self.lift_quarantine(recall, piece, partition);
             }
         }
-        (&partition.done).into_iter().for_each(|frames| self.backing.lift(frames));
+        partition.done.difference(&done).into_iter().for_each(|frames| self.open(frames));
         for loss in recall.losses.runs() {
             self.note_failure(recall, loss, partition);
         }

@@ -204,6 +204,8 @@ impl Inner {
 
     /// An owner whose last released frame is free need not be remembered.
     fn forget_if_empty(&self, owned: &Ownership) {
+        // Whoever is gone has listed all its frames as released once this is free.
+        let _editing = owned.editing.lock();
         let mut releasing = self.releasing.lock();
         if owned.released.lock().is_empty() {
             releasing.remove(&owned.id);
