@@ -1,7 +1,7 @@
 //! A guest goes, and one of its pages is really still in use: the kernel itself refuses the proof.
 
 use anyhow::{Context, bail};
-use pageless::{FRAME_BYTES, Lost, PfnRange, Reclaimed, WaitingFor};
+use pageless::{FRAME_BYTES, Lost, PfnRange, Reclaimed, Request, WaitingFor};
 use pageless_host::pin::KernelPin;
 
 use super::guest::{FRAME, Guest};
@@ -48,6 +48,7 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Pinned
     describe(&reclaimed.lost).iter().for_each(|line| story.tell.line(line));
     tell_waiting(story, &reclaimed);
     let segment = refused_by_kernel(story, &reclaimed)?;
+    ask_for_everything(story)?;
     story.snapshot(
         "while the pin holds",
         "vm-b is gone. What was proven unreachable is free; the pinned segment is quarantined as a whole, because the kernel does not say \
@@ -86,6 +87,26 @@ fn tell_waiting(story: &mut Story<'_>, reclaimed: &Reclaimed) {
             story.ground.name
         ));
     }
+}
+
+/// Somebody asks for all that is free while the pin holds, and gives it back.
+fn ask_for_everything(story: &mut Story<'_>) -> anyhow::Result<()> {
+    let free = story.pool.stats().free;
+    let greedy = story.pool.allocate(Request::bytes(free * FRAME_BYTES).owner("vm-greedy"))?;
+    let extents: Vec<PfnRange> = greedy.extents().iter().map(|extent| extent.frames).collect();
+    let before = story.losses.reassigned;
+    story.losses.look(&story.pool, &extents);
+    story.tell.line(format!(
+        "Meanwhile somebody asks for everything that is free, and gets {}: {} of the withdrawn frames are among it.",
+        figures::bytes(greedy.bytes()),
+        figures::count(story.losses.reassigned - before),
+    ));
+    drop(greedy);
+    let waiting = story.tell.spinner("taking it back");
+    // What shares a segment with vm-a's replaced frame waits until vm-a goes.
+    let _reclaimed = story.pool.reclaim();
+    drop(waiting);
+    Ok(())
 }
 
 /// What the kernel refused to seal. With a proof by seal there must be something.

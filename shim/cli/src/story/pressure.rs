@@ -57,13 +57,18 @@ fn tell_neighbours(story: &mut Story<'_>, extents: &[PfnRange]) {
     let pool: RunSet = story.pool.nodes().iter().map(|node| node.frames).collect();
     let gibs = gibs.intersection(&pool);
     let used: u64 = extents.iter().flat_map(|run| gibs.clipped(*run)).map(PfnRange::frames).sum();
-    if !gibs.is_empty() {
-        story.tell.line(format!(
-            "The withdrawn frames lie in {}, of which {} were handed out: a bad frame does not cost its GiB.",
-            amount(gibs.frames()),
-            amount(used)
-        ));
+    if gibs.is_empty() {
+        return;
     }
+    let granule = story.pool.backing().proof().granule_frames;
+    let price = match granule {
+        1 => "a bad frame costs itself and nothing else".to_owned(),
+        frames if frames < Order::GIB1.frames() => format!("a bad frame costs its segment of {}, not its GiB", amount(frames)),
+        frames => format!("a bad frame costs its segment, here {} long; a smaller pool has smaller ones", amount(frames)),
+    };
+    let (all, used) = (figures::count(gibs.frames()), figures::count(used));
+    let whose = figures::counted(gibs.runs().iter().map(|run| run.frames().div_ceil(Order::GIB1.frames())).sum(), "GiB");
+    story.tell.line(format!("The withdrawn frames lie in {whose}. Of the {all} frames there {used} were handed out: {price}."));
 }
 
 /// Reads every frame that somebody wrote to before and that vm-c has now.
