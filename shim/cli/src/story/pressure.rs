@@ -28,7 +28,9 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Guest>
         figures::count(still),
     ));
     let all = Request::bytes(stats.free * FRAME_BYTES).owner("vm-c");
+    let waiting = story.tell.spinner("handing out everything that is free");
     let last = Guest::with(&story.ground.memory, "vm-c", story.pool.allocate(all)?)?;
+    drop(waiting);
     story.named.push((last.ram.id(), "vm-c"));
     match story.pool.allocate(Request::bytes(FRAME_BYTES).owner("vm-d")) {
         Err(AllocateError::NotEnough { .. }) => {}
