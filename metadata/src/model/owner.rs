@@ -147,9 +147,13 @@ impl Model {
         self.step(lost, FrameEvent::Release);
         self.hand_out(fresh, id, offset / FRAME_BYTES, Shareability::Private);
         let places = &mut self.allocations.get_mut(&id).expect("a known allocation").places;
-        places[at] = Place { pfn: fresh, begins: true };
-        if let Some(after) = places.get_mut(at + 1) {
-            after.begins = true;
+        // An offset that was given up, and listed the fresh frame since, lists the lost one from now on.
+        let stale = places.iter().position(|place| place.pfn == fresh);
+        for (at, pfn) in stale.map(|stale| (stale, lost)).into_iter().chain([(at, fresh)]) {
+            places[at] = Place { pfn, begins: true };
+            if let Some(after) = places.get_mut(at + 1) {
+                after.begins = true;
+            }
         }
         true
     }
