@@ -66,7 +66,8 @@ fn prove_one(pool: &Inner, granule: PfnRange, proven: &RunSet, op: &Operation, r
     let others: Vec<PfnRange> = members.difference(proven).into_iter().collect();
     let Ok(claimed) = pool.transit.enter(|| claim(pool, &others)) else { return Proof::Incomplete };
     let mut within: Vec<&mut Recall> = recalls.iter_mut().filter(|recall| recall.op.frames.overlaps(granule)).collect();
-    let sound = within.iter_mut().fold(true, |sound, recall| pool.lift_to_ask(recall, granule) && sound);
+    let mut sound = true;
+    within.iter_mut().for_each(|recall| sound &= pool.lift_to_ask(recall, granule));
     let mut losses = Losses::default();
     if sound {
         let asked = Asked { name: "backing", policy: &pool.policy.retry };
@@ -139,7 +140,7 @@ fn set_aside(
         let Some(frames) = recall.op.frames.intersect(granule) else { continue };
         let cause = recall.entry.told.cause.clone();
         // What a mapping has just refused keeps its own reason, and counts as an attempt.
-        recall.aside.extend(recall.losses.survivors(frames).collect::<Vec<_>>().into_iter());
+        recall.aside.extend(recall.losses.survivors(frames).collect::<Vec<_>>());
         pool.lose_rest(&mut recall.losses, frames, &cause);
     }
 }

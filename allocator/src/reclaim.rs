@@ -165,7 +165,7 @@ impl Inner {
                         continue;
                     }
                     Some(Obstacle::Withdrawn { .. }) => {
-                        told.withdrawn.extend(RunSet::from(frames).difference(asked).into_iter());
+                        told.withdrawn.extend(&RunSet::from(frames).difference(asked));
                         continue;
                     }
                     Some(Obstacle::Held { holder, .. }) => WaitingFor::Holder(holder),
@@ -188,16 +188,16 @@ impl Inner {
             let id = operation.owned().id;
             let ended = operation.finish(losses);
             ended.done.into_iter().for_each(|run| self.journal.write(run, Some(id), EventKind::Reclaimed));
-            told.freed.extend(ended.done.into_iter());
+            told.freed.extend(&ended.done);
             told.lost.extend(ended.lost);
         }
         for recall in &recalls {
             let mut ended = Partition::default();
             self.end_recall(recall, &mut ended);
-            told.freed.extend(ended.released.into_iter());
+            told.freed.extend(&ended.released);
             let still = RunSet::from(recall.op.frames).difference(&ended.released);
             let lost: RunSet = ended.lost.iter().map(Lost::frames).collect();
-            told.withdrawn.extend(still.difference(&lost).into_iter());
+            told.withdrawn.extend(&still.difference(&lost));
             told.lost.extend(ended.lost);
         }
     }

@@ -27,6 +27,7 @@ enum Kind {
     /// One tenant has all frames. The released flag is the top bit, which allocation ids leave free.
     Whole(u64),
     /// Intervals by start; the value holds the end. Neighbours of one tenant are merged. Boxed to keep the record small.
+    #[allow(clippy::box_collection)] // a map is three words, and a record has none to spare
     Parts(Box<BTreeMap<u32, (u32, Tenant)>>),
 }
 

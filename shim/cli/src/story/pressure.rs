@@ -39,11 +39,8 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Guest>
     }
     let extents: Vec<PfnRange> = last.ram.extents().iter().map(|extent| extent.frames).collect();
     story.losses.look(&story.pool, &extents);
-    let runs = figures::counted(extents.len() as u64, "run");
-    story.tell.line(format!(
-        "vm-c asks for every free frame and gets {} in {runs}; one frame more is refused.",
-        figures::bytes(last.ram.bytes())
-    ));
+    let (frames, runs) = (figures::count(stats.free), figures::counted(extents.len() as u64, "run"));
+    story.tell.line(format!("vm-c asks for all {frames} free frames and gets them, in {runs}. One frame more is refused."));
     let found = story.losses.reassigned;
     story.tell.line(format!("Withdrawn frames among what was handed out: {}.", figures::count(found)));
     tell_neighbours(story, &extents);
