@@ -101,8 +101,8 @@ fn ask_for_everything(story: &mut Story<'_>) -> anyhow::Result<()> {
     let before = story.losses.reassigned;
     story.losses.look(&story.pool, &extents);
     story.tell.line(format!(
-        "Meanwhile somebody asks for everything that is free, and gets {}: {} of the withdrawn frames are among it.",
-        figures::bytes(greedy.bytes()),
+        "Meanwhile somebody asks for everything that is free and gets {} frames; withdrawn ones among them: {}.",
+        figures::count(free),
         figures::count(story.losses.reassigned - before),
     ));
     drop(greedy);
