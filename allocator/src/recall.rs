@@ -140,7 +140,6 @@ impl Inner {
 
     /// Ends a recall: what is proven leaves the quarantine and its intent is carried out, what is not stays or fails.
     pub(crate) fn end_recall(&self, recall: &Recall, partition: &mut Partition) {
-        let told = partition.lost.len();
         for frames in recall.proven() {
             for piece in self.records.pieces(frames) {
                 self.lift_quarantine(recall, piece, partition);
@@ -149,7 +148,7 @@ impl Inner {
         for loss in recall.losses.runs() {
             self.note_failure(recall, loss, partition);
         }
-        self.tell_backing(&partition.lost[told..]);
+        self.tell_backing(&partition.lost);
     }
 
     fn lift_quarantine(&self, recall: &Recall, piece: crate::record::Piece, partition: &mut Partition) {
