@@ -162,17 +162,16 @@ impl Inner {
 
     /// Ends a recall: what is proven leaves the quarantine and its intent is carried out, what is not stays or fails.
     pub(crate) fn end_recall(&self, recall: &Recall, partition: &mut Partition) {
-        let (told, done) = (partition.lost.len(), partition.done.clone());
         for frames in recall.proven() {
             for piece in self.records.pieces(frames) {
                 self.lift_quarantine(recall, piece, partition);
             }
         }
-        partition.done.difference(&done).into_iter().for_each(|frames| self.open(frames));
+        (&partition.done).into_iter().for_each(|frames| self.open(frames));
         for loss in recall.losses.runs() {
             self.note_failure(recall, loss, partition);
         }
-        self.tell_backing(&partition.lost[told..]);
+        self.tell_backing(&partition.lost);
     }
 
     fn lift_quarantine(&self, recall: &Recall, piece: crate::record::Piece, partition: &mut Partition) {

@@ -133,7 +133,7 @@ impl Plan {
     }
 }
 
-/// The guest writes to its memory. What it finds there first must be empty.
+/// The guest maps all of its memory and writes to parts of it.
 fn write_secrets(story: &mut Story<'_>, guest: &Guest, plan: &Plan) -> anyhow::Result<()> {
     guest.map(0..guest.ram.bytes())?;
     for &offset in &plan.secrets {

@@ -7,7 +7,7 @@ use pageless_host::pin::KernelPin;
 use super::guest::{FRAME, Guest};
 use super::torn::describe;
 use super::view::Fault;
-use super::{Story, amount};
+use super::{Story, amount, place};
 use crate::figures;
 
 /// What is left of a guest after its reclaim.
@@ -29,7 +29,8 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Pinned
     story.written.insert(PfnRange::single(guest.frame(pinned)?));
     let pin = KernelPin::vmsplice(&guest.ept.mapping, pinned, FRAME).context("a page could not be pinned")?;
     let failed = failed.map(|offset| guest.frame(offset)).transpose()?.map(PfnRange::single);
-    let also = failed.map_or_else(String::new, |frame| format!(" And the removal of {frame} will fail for good."));
+    let also =
+        failed.map_or_else(String::new, |frame: PfnRange| format!(" And the removal of {} will fail for good.", place(frame)));
     failed.iter().for_each(|frame| guest.ept.break_at(frame.start(), Fault::EntryStateIncorrect));
     story.tell.line(format!(
         "A pipe holds one page of vm-b by reference (vmsplice, as a device or io_uring would): {}.{also} Now vm-b gives up its {}: \
@@ -40,12 +41,13 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Pinned
     story.note_guest(&guest);
     let pattern = guest.pattern();
     drop((guest.ept, guest.host));
-    guest.ram.release()?;
+    let released = guest.ram.release()?;
     let waiting = story.tell.spinner("asking every mapping, and the kernel, for proof");
     let reclaimed = story.pool.reclaim();
     drop(waiting);
     story.losses.note(&story.pool);
-    story.tell.line(format!("reclaim() proved and freed {}.", amount(reclaimed.freed.frames())));
+    let (freed, all) = (figures::count(reclaimed.freed.frames()), figures::count(released.frames()));
+    story.tell.line(format!("reclaim() proved and freed {freed} of its {all} frames."));
     describe(&reclaimed.lost).iter().for_each(|line| story.tell.line(line));
     tell_waiting(story, &reclaimed);
     let segment = refused_by_kernel(story, &reclaimed)?;
@@ -99,8 +101,8 @@ fn ask_for_everything(story: &mut Story<'_>) -> anyhow::Result<()> {
     let before = story.losses.reassigned;
     story.losses.look(&story.pool, &extents);
     story.tell.line(format!(
-        "Meanwhile somebody asks for everything that is free, and gets {}: {} of the withdrawn frames are among it.",
-        figures::bytes(greedy.bytes()),
+        "Meanwhile somebody asks for everything that is free and gets {} frames; withdrawn ones among them: {}.",
+        figures::count(free),
         figures::count(story.losses.reassigned - before),
     ));
     drop(greedy);
