@@ -4,14 +4,13 @@
 mod scripted;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pageless::{
-    Backing, Blocked, Cause, Convert, Identity, Intent, LiftRefused, Lost, NodeFrames, Operation, Order, PfnRange, Pool,
-    ProofScope, Refusal, Refused, Request, RunSet, Shareability, Stuck, Verdict, WaitingFor, Withdrawal,
+    Blocked, Cause, Convert, Intent, LiftRefused, Lost, Order, Pool, Refusal, Refused, Request, RunSet, Shareability, Verdict,
+    WaitingFor, Withdrawal,
 };
-use scripted::{Asked, IMPATIENT, NOT_NOW, Scripted, World, books, pages, run, set, while_parked};
+use scripted::{Asked, IMPATIENT, NOT_NOW, Scripted, Shutter, World, books, pages, run, set, while_parked};
 
 /// What `verb` says while a share of the first 8 of 16 frames is parked inside the mapping; the share must not notice.
 fn meets<R>(verb: impl FnOnce(&World) -> R) -> R {
@@ -292,47 +291,9 @@ fn a_hung_operation_that_was_proven_meanwhile_comes_back_to_a_finished_conversio
     assert_eq!(*late.unwrap().frames(), set([(0, 8)]), "every frame is in exactly one field of the answer");
 }
 
-/// Counts what is done to memory.
-struct Recording(std::sync::Mutex<Vec<(&'static str, PfnRange)>>);
-
-impl Recording {
-    fn pool() -> (Pool, Arc<Self>) {
-        let backing = Arc::new(Self(std::sync::Mutex::default()));
-        (Pool::builder().shared_backing(backing.clone()).policy(IMPATIENT).build().unwrap(), backing)
-    }
-
-    fn done(&self) -> Vec<(&'static str, PfnRange)> {
-        std::mem::take(&mut self.0.lock().unwrap())
-    }
-}
-
-impl Backing for Recording {
-    fn identity(&self) -> Identity {
-        Identity::Synthetic
-    }
-
-    fn nodes(&self) -> Vec<NodeFrames> {
-        vec![NodeFrames { node: 0, frames: run(0, 16) }]
-    }
-
-    fn proof(&self) -> ProofScope {
-        pageless::MetadataOnly::of_bytes(4096).proof()
-    }
-
-    fn scrub(&self, _: &Operation, frames: PfnRange) -> Result<(), Stuck> {
-        self.0.lock().unwrap().push(("scrub", frames));
-        Ok(())
-    }
-
-    fn prove(&self, _: &Operation, frames: PfnRange) -> Result<(), Stuck> {
-        self.0.lock().unwrap().push(("prove", frames));
-        Ok(())
-    }
-}
-
 #[test]
 fn a_hung_share_never_zeroes_memory_that_a_retry_has_given_back_to_the_guest() {
-    let (pool, backing) = Recording::pool();
+    let (pool, backing) = Shutter::pool(16, 1);
     let ram = pool.allocate(Request::bytes(16 * 4096).owner("vm")).unwrap();
     let ept = Scripted::new();
     ram.attach("ept", ept.clone()).unwrap();
@@ -343,16 +304,16 @@ fn a_hung_share_never_zeroes_memory_that_a_retry_has_given_back_to_the_guest() {
         || {
             sweep(&pool);
             pool.retry(run(0, 8));
-            assert_eq!(backing.done(), [("scrub", run(0, 8))]);
+            assert_eq!(backing.scrubbed(), set([(0, 8)]));
         },
     );
     late.unwrap();
-    assert_eq!(backing.done(), [], "the guest uses these frames");
+    assert_eq!(backing.scrubbed(), RunSet::new(), "the guest uses these frames");
 }
 
 #[test]
 fn a_hung_reclaim_never_punches_memory_that_somebody_else_got_meanwhile() {
-    let (pool, backing) = Recording::pool();
+    let (pool, backing) = Shutter::pool(16, 1);
     let ram = pool.allocate(Request::bytes(16 * 4096).owner("vm")).unwrap();
     let ept = Scripted::new();
     ram.attach("ept", ept.clone()).unwrap();
@@ -364,12 +325,12 @@ fn a_hung_reclaim_never_punches_memory_that_somebody_else_got_meanwhile() {
         || {
             assert_eq!(lost(&sweep(&pool)), set([(0, 16)]));
             assert_eq!(pool.retry(run(0, 16)).freed, set([(0, 16)]));
-            backing.done();
+            assert_eq!(backing.proven(), set([(0, 16)]));
             pool.allocate(Request::bytes(16 * 4096).owner("next")).unwrap()
         },
     );
     assert_eq!(late.freed, RunSet::new());
-    assert_eq!(backing.done(), [], "the next owner's memory");
+    assert_eq!(backing.proven(), RunSet::new(), "the next owner's memory");
     assert_eq!(books(&pool).stats.allocated, 16);
     drop(next);
 }
