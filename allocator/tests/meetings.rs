@@ -7,8 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use pageless::{
-    Blocked, Cause, Convert, Intent, LiftRefused, Lost, Order, Pool, Refused, Request, RunSet, Shareability, Verdict,
-    WaitingFor, Withdrawal,
+    Blocked, Cause, Convert, Intent, LiftRefused, Lost, Order, Pool, Refused, Request, RunSet, Shareability, Verdict, WaitingFor,
+    Withdrawal,
 };
 use scripted::{IMPATIENT, NOT_NOW, Scripted, World, books, pages, run, set, while_parked};
 
