@@ -8,7 +8,7 @@ use crate::allocation::Allocation;
 use crate::asking::Losses;
 use crate::extents::{Extent, Runs};
 use crate::mapping::Mapping;
-use crate::operation::{Begun, OpenOperation};
+use crate::operation::{Begun, OpenOperation, Partition};
 use crate::outcome::{Blocked, Refused};
 use crate::ownership::{Attached, Mappings};
 use crate::withdrawal::Lost;
@@ -46,13 +46,14 @@ pub enum Detach {
     /// Nothing changed.
     #[error(transparent)]
     Blocked(#[from] Blocked),
-    /// Some frames could not be proven unreachable through it: they are withdrawn, the others are as before.
+    /// Some frames could not be proven unreachable through it: they are withdrawn, the others are as before. Frames that are
+    /// poisoned while the mapping proves them do not keep it attached.
     #[error("{} runs stayed reachable, first {}", .lost.len(), .lost.first().map_or_else(String::new, ToString::to_string))]
     Torn {
         /// The withdrawn frames.
         lost: Vec<Lost>,
     },
-    /// The owner released the allocation while it was detached.
+    /// The owner released the allocation while it was detached: nothing can be mapped any more.
     #[error("the allocation was released meanwhile; {} runs were lost", .lost.len())]
     OwnerGone {
         /// The withdrawn frames.
@@ -106,8 +107,11 @@ impl Allocation {
         let attached = mappings.iter().find(|attached| attached.is_attached() && &*attached.name == name).ok_or_else(no_such)?;
         let (sound, rest) = self.sound_runs();
         let only = vec![attached.clone()];
-        let ended = match OpenOperation::begin(&self.pool, &self.owned, sound, Intent::Detach)? {
-            Begun::AlreadySo(_) => self.remove(attached, &rest).then(crate::operation::Partition::default).ok_or_else(no_such)?,
+        let (proven, ended) = match OpenOperation::begin(&self.pool, &self.owned, sound, Intent::Detach)? {
+            Begun::AlreadySo(_) => {
+                self.remove(attached, &rest).then_some(()).ok_or_else(no_such)?;
+                (true, Partition::default())
+            }
             Begun::Open(mut operation) => {
                 if !self.has(attached) {
                     // Somebody else detached it before the mark, and another may have the name now.
@@ -117,17 +121,22 @@ impl Allocation {
                 operation.prepare(&only)?;
                 let mut losses = Losses::default();
                 operation.invalidate(&only, &mut losses);
-                if losses.runs().is_empty() {
+                // An operation that was declared hung meanwhile proves nothing: the frames may have been given back, and mapped
+                // again through this very mapping.
+                let marked = operation.runs().iter().all(|run| operation.still_marked(run.frames).is_ok());
+                let proven = losses.runs().is_empty() && marked;
+                if proven {
                     // Before the marks go: no guard can be had under this name between the proof and the removal.
                     self.remove(attached, &rest);
                 }
-                operation.finish(losses)
+                (proven, operation.finish(losses))
             }
         };
-        match (ended.lost.is_empty(), ended.released.is_empty()) {
-            (true, true) => Ok(Detached { mapping: Arc::clone(&attached.mapping), still_asked_about: rest }),
-            (false, true) => Err(Detach::Torn { lost: ended.lost }),
-            (_, false) => Err(Detach::OwnerGone { lost: ended.lost }),
+        match (proven, ended.lost.is_empty(), ended.released.is_empty()) {
+            (_, _, false) => Err(Detach::OwnerGone { lost: ended.lost }),
+            (true, ..) => Ok(Detached { mapping: Arc::clone(&attached.mapping), still_asked_about: rest }),
+            (false, false, true) => Err(Detach::Torn { lost: ended.lost }),
+            (false, true, true) => Err(Blocked::Busy { after: self.pool.policy.busy_after }.into()),
         }
     }
 

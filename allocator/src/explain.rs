@@ -53,7 +53,7 @@ impl Pool {
             state,
             allocation: tenant.map(|tenant| tenant.allocation),
             owner: owned.as_ref().map(|owned| Arc::clone(&owned.owner)),
-            offset: owned.map(|owned| owned.offset_of(frame)),
+            offset: owned.map(|owned| owned.origin_of(frame)),
             marks,
             history: pool.journal.about(frame),
         })

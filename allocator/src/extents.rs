@@ -107,14 +107,16 @@ impl Extents {
     }
 
     /// Puts `frame` in the place of the one at `offset`. The caller lets nobody else replace meanwhile.
+    ///
+    /// An offset that was given up may still list `frame` from an earlier time. It gets the lost frame instead, so that no
+    /// frame is behind two offsets.
     pub(crate) fn replace(&self, offset: u64, frame: Pfn) {
         let mut list = self.with(<[Extent]>::to_vec);
-        let at = list.partition_point(|extent| extent.end() <= offset);
-        let Some(whole) = list.get(at).copied() else { return };
-        let Some(old) = whole.within(&(offset..offset + FRAME_BYTES)) else { return };
-        let [before, after] = whole.frames.subtract(old.frames).map(|part| part.and_then(|part| whole.clipped(part)));
-        let fresh = Extent { offset, frames: PfnRange::single(frame) };
-        list.splice(at..=at, [before, Some(fresh), after].into_iter().flatten());
+        let Some(lost) = list.iter().find_map(|extent| extent.within(&(offset..offset + FRAME_BYTES))) else { return };
+        if let Some(before) = self.find(frame) {
+            place(&mut list, before.offset_of(frame), lost.frames.start());
+        }
+        place(&mut list, offset, frame);
         *self.current.write() = list.into();
         // Release: pairs with the load in `generation`.
         self.replaced.fetch_add(1, Ordering::Release);
@@ -123,4 +125,14 @@ impl Extents {
     pub(crate) fn heap_bytes(&self) -> usize {
         size_of_val(&*self.first) + size_of_val(&**self.current.read())
     }
+}
+
+/// Lists `frame` at `offset`, in the place of the one that was there.
+fn place(list: &mut Vec<Extent>, offset: u64, frame: Pfn) {
+    let at = list.partition_point(|extent| extent.end() <= offset);
+    let Some(whole) = list.get(at).copied() else { return };
+    let Some(old) = whole.within(&(offset..offset + FRAME_BYTES)) else { return };
+    let [before, after] = whole.frames.subtract(old.frames).map(|part| part.and_then(|part| whole.clipped(part)));
+    let fresh = Extent { offset, frames: PfnRange::single(frame) };
+    list.splice(at..=at, [before, Some(fresh), after].into_iter().flatten());
 }

@@ -102,12 +102,13 @@ impl<'p> OpenOperation<'p> {
         for run in 0..self.runs.len() {
             let op = self.describe(self.runs[run]);
             for attached in mappings.iter().filter(|attached| !attached.needed_for(op.frames).is_empty()) {
-                let Err(refusal) = attached.mapping.prepare(&op) else { continue };
+                let refused = if self.still_marked(op.frames).is_ok() { attached.mapping.prepare(&op).err() } else { None };
                 if self.still_marked(op.frames).is_err() {
-                    // Declared hung meanwhile, so it is too late to have changed nothing.
+                    // Declared hung: the frames are not this operation's to touch, and it is too late to have changed nothing.
                     self.over = true;
                     return Ok(());
                 }
+                let Some(refusal) = refused else { continue };
                 self.cancel();
                 return Err(refused_by(&attached.name, refusal));
             }

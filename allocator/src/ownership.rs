@@ -103,10 +103,15 @@ impl Ownership {
         released.splice(from..to, rest);
     }
 
-    /// Where in the allocation `frames` begin, in bytes: among its own, or those it has released.
+    /// The offset at which the allocation lists the first of `frames`, in bytes: where a caller finds them.
     pub(crate) fn offset_of(&self, frames: PfnRange) -> u64 {
-        let own = self.extents.find(frames.start());
-        let found = own.or_else(|| self.released.lock().iter().find(|extent| extent.frames.contains(frames.start())).copied());
+        self.extents.find(frames.start()).map_or_else(|| self.origin_of(frames), |extent| extent.offset_of(frames.start()))
+    }
+
+    /// Where in the allocation `frames` begin, or began until they were released, in bytes.
+    pub(crate) fn origin_of(&self, frames: PfnRange) -> u64 {
+        let released = self.released.lock().iter().find(|extent| extent.frames.contains(frames.start())).copied();
+        let found = released.or_else(|| self.extents.find(frames.start()));
         found.map_or(0, |extent| extent.offset_of(frames.start()))
     }
 }

@@ -104,7 +104,7 @@ impl Inner {
                     cause: cause.clone(),
                     allocation: owned.as_ref().map(|owned| owned.id),
                     owner: owned.as_ref().map(|owned| Arc::clone(&owned.owner)),
-                    offset: owned.as_ref().map_or(0, |owned| owned.offset_of(frames)),
+                    offset: owned.as_ref().map_or(0, |owned| owned.origin_of(frames)),
                     holder: None,
                     since: SystemTime::now(),
                     attempts: 0,

@@ -262,7 +262,7 @@ impl Inner {
             cause: cause.clone(),
             allocation: Some(owned.id),
             owner: Some(Arc::clone(&owned.owner)),
-            offset: owned.offset_of(frames),
+            offset: owned.origin_of(frames),
             holder,
             since: SystemTime::now(),
             attempts: 0,

@@ -71,6 +71,9 @@ impl Inner {
         let op = Operation { id, intent, contents, allocation: owned.id, frames, guest_offset: entry.told.offset };
         let mut recall = Recall { entry, owned, op, losses: Losses::default(), aside: RunSet::new() };
         self.leave_poisoned(&mut recall);
+        if intent == Intent::Reclaim {
+            self.leave_held(&mut recall);
+        }
         self.ask_mappings(&mut recall);
         Some(recall)
     }
@@ -85,6 +88,20 @@ impl Inner {
             self.lose_rest(&mut recall.losses, entry.told.frames, &recall.entry.told.cause);
         }
         found
+    }
+
+    /// What somebody holds is not reclaimed, though it could be proven: a detach may have got stuck under a hold. Nobody can
+    /// come to hold a quarantined frame while it is asked about.
+    fn leave_held(&self, recall: &mut Recall) {
+        for piece in self.records.pieces(recall.op.frames) {
+            let held: Vec<_> = self.records.record(piece.record).lock().holders(piece.span).collect();
+            for (span, holder) in held {
+                for part in recall.losses.survivors(span.in_gib_of(piece.frames.start())).collect::<Vec<_>>() {
+                    let cause = Cause::new("hold", 0, format!("held by {holder}"));
+                    recall.losses.add(part, Verdict::Held { by: holder.clone() }, cause);
+                }
+            }
+        }
     }
 
     /// The backing keeps withdrawn pages shut, so it must be told of those within `frames` that it is about to be asked

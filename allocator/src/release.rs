@@ -34,7 +34,10 @@ impl Allocation {
         let pieces = pieces_of(&self.pool, &self.extents());
         let mut locked = self.pool.records.lock(&pieces);
         let held = pieces.iter().find_map(|piece| {
-            let (at, holder) = locked.gib(piece.record).holder(piece.span)?;
+            let gib = locked.gib(piece.record);
+            // Only what the owner still has: somebody may hold what was released and has another owner by now.
+            let own = gib.live_runs(piece.span, self.owned.id);
+            let (at, holder) = own.into_iter().find_map(|(span, _)| gib.holder(span))?;
             Some((at.in_gib_of(piece.frames.start()), holder))
         });
         if let Some((at, holder)) = held {

@@ -70,7 +70,14 @@ struct Attached {
     name: String,
     /// What the oracle knows the mapping by.
     slot: usize,
-    retired: bool,
+    /// Detached while these frames were released or withdrawn: still asked about them.
+    retired: Option<BTreeSet<Pfn>>,
+}
+
+impl Attached {
+    fn is_needed(&self, pfn: Pfn) -> bool {
+        self.retired.as_ref().is_none_or(|rest| rest.contains(&pfn))
+    }
 }
 
 /// A frame and where it is in its allocation, in frames.
@@ -85,6 +92,8 @@ pub struct Model {
     /// Frames that the backing proves together.
     granule: u64,
     begun: u64,
+    /// The operations under way, by number.
+    open: BTreeMap<u64, OpenOperation>,
     /// 1 GiB leaves that are cut, by node and number.
     cut_gibs: BTreeSet<(u32, u64)>,
     /// 2 MiB leaves that are cut, by node and number.
@@ -134,6 +143,7 @@ impl Model {
             allocations: BTreeMap::new(),
             granule: granule.max(1),
             begun: 0,
+            open: BTreeMap::new(),
             cut_gibs: BTreeSet::new(),
             cut_blocks: BTreeSet::new(),
         }

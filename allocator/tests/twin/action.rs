@@ -120,6 +120,19 @@ pub(crate) enum Action {
     Compact,
 }
 
+impl Action {
+    /// Whether a sweep for hung operations is in it.
+    pub(crate) fn sweeps(&self) -> bool {
+        let inner: &[Self] = match self {
+            Self::QuarantineHung => return true,
+            Self::Guarded { actions, .. } => actions,
+            Self::Convert { meeting: Some(meeting), .. } | Self::Detach { meeting: Some(meeting), .. } => &meeting.actions,
+            _ => &[],
+        };
+        inner.iter().any(Self::sweeps)
+    }
+}
+
 fn place() -> impl Strategy<Value = Where> {
     (any::<u8>(), any::<u16>(), prop_oneof![1u16..4, 1u16..40, any::<u16>()]).prop_map(|(allocation, from, frames)| Where {
         allocation,

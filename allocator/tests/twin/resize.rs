@@ -54,7 +54,7 @@ pub(crate) fn demote(world: &Arc<World>, at: Where, to: Order, trouble: &Trouble
     let ended = lock(&world.model).end(&operation, &script);
     match (answer, ended) {
         (None, Ended::Panicked) => {}
-        (Some(Ok(())), Ended::Parted { .. }) => lock(&world.model).demoted(&frames),
+        (Some(Ok(())), Ended::Parted { .. }) => lock(&world.model).demoted(handle.id(), &frames),
         (Some(Err(blocked)), Ended::Refused(why)) => same_refusal(&blocked, &why),
         (answer, ended) => panic!("the pool says {answer:?}, the model {ended:?}"),
     }

@@ -17,7 +17,7 @@ impl Model {
     pub fn would_cut(&self, id: AllocationId, range: &std::ops::Range<u64>) -> Result<PlannedCuts, Refused> {
         let spots = self.spots(id, range)?;
         let mut after = self.clone();
-        after.cut_around(&spots);
+        after.cut_around(id, &spots);
         let block = |number: u64, order: Order| PfnRange::block(Pfn::new(number * order.frames()), order);
         let mut cuts = PlannedCuts {
             gibs: after.cut_gibs.difference(&self.cut_gibs).map(|(_, number)| block(*number, Order::GIB1)).collect(),
@@ -52,10 +52,10 @@ impl Model {
         }
     }
 
-    /// Every mapping has cut the leaves around these frames.
-    pub fn demoted(&mut self, frames: &[Pfn]) {
-        let spots: Vec<Spot> = (0..).zip(frames.iter().copied()).collect();
-        self.cut_around(&spots);
+    /// Every mapping has cut the leaves around these frames of the allocation.
+    pub fn demoted(&mut self, id: AllocationId, frames: &[Pfn]) {
+        let spots: Vec<Spot> = self.all_spots(id).into_iter().filter(|(_, pfn)| frames.contains(pfn)).collect();
+        self.cut_around(id, &spots);
     }
 
     /// Every mapping has made one leaf of the block.
@@ -126,12 +126,9 @@ impl Model {
     }
 
     /// Cuts the leaves that straddle the edges of every run of the spots, in each GiB and node.
-    pub(super) fn cut_around(&mut self, spots: &[Spot]) {
+    pub(super) fn cut_around(&mut self, id: AllocationId, spots: &[Spot]) {
         let cuts: Vec<(u32, Pfn, Pfn)> = spots
-            .chunk_by(|one, next| {
-                let same_gib = number(one.1, Order::GIB1) == number(next.1, Order::GIB1);
-                one.1.add(1) == next.1 && same_gib && self.node_of(one.1) == self.node_of(next.1)
-            })
+            .chunk_by(|one, next| self.is_joined(id, *one, *next))
             .map(|run| (self.node_of(run[0].1), run[0].1, run[run.len() - 1].1.add(1)))
             .collect();
         for (node, start, end) in cuts {

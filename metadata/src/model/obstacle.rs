@@ -146,7 +146,7 @@ impl Model {
 
     /// Whether two spots are neighbours in one run of one GiB.
     pub(super) fn is_joined(&self, id: AllocationId, one: Spot, next: Spot) -> bool {
-        let begins = self.allocations[&id].places.get(index(next.0)).is_none_or(|place| place.begins && place.pfn == next.1);
+        let begins = self.allocations[&id].places.get(index(next.0)).is_none_or(|place| place.begins);
         let same_gib = one.1.align_down(Order::GIB1) == next.1.align_down(Order::GIB1);
         one.0 + 1 == next.0 && one.1.add(1) == next.1 && !begins && same_gib && self.node_of(one.1) == self.node_of(next.1)
     }

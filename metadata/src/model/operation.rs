@@ -1,6 +1,6 @@
 //! One operation, in two halves: check and mark; then ask, and flip.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::{Answer, Attached, Model, NoProof, Oracle, Prepared, Refused, Spot, obstacle::index, to_set};
@@ -15,8 +15,8 @@ pub struct OpenOperation {
     spots: Vec<Spot>,
     /// The runs that are asked about: what is not as wanted yet.
     runs: Vec<Vec<Pfn>>,
-    /// The one mapping that is asked, if not all are.
-    only: Option<String>,
+    /// The one mapping that is asked, if not all are, and what it was not going to be asked about then.
+    only: Option<(String, RunSet)>,
 }
 
 /// How an operation began.
@@ -66,12 +66,12 @@ impl Model {
 
     /// Begins `detach`: what is live and sound is asked about, and no other mapping.
     pub fn begin_detach(&mut self, id: AllocationId, name: &str) -> Result<Begun, Refused> {
-        let attached = self.allocations[&id].mappings.iter().any(|mapping| mapping.name == name && !mapping.retired);
+        let attached = self.allocations[&id].mappings.iter().any(|mapping| mapping.name == name && mapping.retired.is_none());
         attached.then_some(()).ok_or(Refused::NoSuchMapping)?;
         let spots = self.all_spots(id).into_iter();
         let sound = spots.filter(|(_, pfn)| self.is_live(*pfn, id) && self.frames[pfn].state.withdrawal().is_none());
         let sound = sound.collect();
-        self.begin_on(id, sound, Intent::Detach, Some(name.to_owned()))
+        self.begin_on(id, sound, Intent::Detach, Some((name.to_owned(), self.unproven(id))))
     }
 
     pub(super) fn begin_on(
@@ -79,7 +79,7 @@ impl Model {
         id: AllocationId,
         spots: Vec<Spot>,
         intent: Intent,
-        only: Option<String>,
+        only: Option<(String, RunSet)>,
     ) -> Result<Begun, Refused> {
         let purpose = if intent == Intent::Detach { Purpose::Use } else { Purpose::Change };
         self.obstacle(id, &spots, purpose)?;
@@ -96,50 +96,67 @@ impl Model {
             self.frames.get_mut(pfn).expect("a frame of the pool").operation = Some(self.begun);
         }
         let runs = self.runs_of(id, &asked);
-        Ok(Begun::Open(OpenOperation { number: self.begun, id, intent, spots, runs, only }))
+        let operation = OpenOperation { number: self.begun, id, intent, spots, runs, only };
+        self.open.insert(self.begun, operation.clone());
+        Ok(Begun::Open(operation))
     }
 
     /// The second half: asks the oracle as the pool asks its mappings, and flips.
+    ///
+    /// An operation that was declared hung meanwhile asks nobody any more; its oracle must not panic in `invalidate`, since
+    /// whether it came to that depends on when the sweep was.
     pub fn end(&mut self, operation: &OpenOperation, oracle: &dyn Oracle) -> Ended {
-        let mappings: Vec<Attached> = self.allocations[&operation.id]
-            .mappings
-            .iter()
-            .filter(|mapping| !mapping.retired && operation.only.as_ref().is_none_or(|only| *only == mapping.name))
-            .cloned()
-            .collect();
-        for mapping in &mappings {
-            match oracle.prepare(mapping.slot) {
-                Prepared::Ready => {}
-                Prepared::Panics => return self.abandon(operation),
-                Prepared::Busy => return self.cancel(operation, Refused::Busy),
-                Prepared::Refused => return self.cancel(operation, Refused::Mapping { name: mapping.name.clone() }),
-            }
+        let only = operation.only.as_ref().map(|(name, _)| name.as_str());
+        let all_runs = self.runs_of(operation.id, &operation.spots);
+        let swept = self.is_swept(operation);
+        match self.prepared(operation.id, &all_runs, only, oracle) {
+            Some((Prepared::Panics, _)) => return self.abandon(operation),
+            Some((Prepared::Busy, _)) if !swept => return self.cancel(operation, Refused::Busy),
+            Some((Prepared::Refused, name)) if !swept => return self.cancel(operation, Refused::Mapping { name }),
+            _ => {}
         }
         let mut losses = Losses::new();
-        if operation.intent != Intent::Resize {
-            for mapping in &mappings {
-                if ask(&operation.runs, &mut losses, |pfn| oracle.invalidate(mapping.slot, pfn)).is_err() {
-                    return self.abandon(operation);
-                }
+        let mappings = self.allocations[&operation.id].mappings.clone();
+        let asked = mappings.iter().filter(|mapping| only.is_none_or(|only| mapping.retired.is_none() && mapping.name == only));
+        for mapping in asked.filter(|_| operation.intent != Intent::Resize && !swept) {
+            if ask(&needed(&operation.runs, mapping), &mut losses, |pfn| oracle.invalidate(mapping.slot, pfn)).is_err() {
+                return self.abandon(operation);
             }
         }
-        let zeroes = operation.intent == Intent::Share && !self.allocations[&operation.id].keeps_contents;
+        let zeroes = operation.intent == Intent::Share && !self.allocations[&operation.id].keeps_contents && !swept;
         if zeroes && ask(&operation.runs, &mut losses, |pfn| oracle.scrub(pfn)).is_err() {
             return self.abandon(operation);
         }
-        let proven = losses.is_empty() && operation.spots.iter().all(|(_, pfn)| self.marked_by(*pfn, operation));
-        if let (true, Some(name)) = (proven, &operation.only) {
-            self.retire(operation.id, name);
+        if let (true, Some((name, rest))) = (losses.is_empty() && !swept, &operation.only) {
+            self.retire(operation.id, name, rest);
         }
         self.flip(operation, &losses)
     }
 
-    /// Whether nothing was taken away from the operation yet: a sweep for hung ones may have.
+    /// The first answer to `prepare`, run by run and mapping by mapping, that is not ready, and whose it is.
+    pub(super) fn prepared(
+        &self,
+        id: AllocationId,
+        runs: &[Vec<Pfn>],
+        only: Option<&str>,
+        oracle: &dyn Oracle,
+    ) -> Option<(Prepared, String)> {
+        let mappings = &self.allocations[&id].mappings;
+        let wanted = |mapping: &&Attached| only.is_none_or(|only| mapping.retired.is_none() && mapping.name == only);
+        runs.iter().find_map(|run| {
+            let needed = mappings.iter().filter(wanted).filter(|mapping| run.iter().any(|pfn| mapping.is_needed(*pfn)));
+            let mut answers = needed.map(|mapping| (oracle.prepare(mapping.slot), mapping.name.clone()));
+            answers.find(|(answer, _)| *answer != Prepared::Ready)
+        })
+    }
+
+    /// Whether the operation still has its mark on the frame: a sweep for hung ones may have taken it.
     fn marked_by(&self, pfn: Pfn, operation: &OpenOperation) -> bool {
         self.frames[&pfn].operation == Some(operation.number)
     }
 
     fn cancel(&mut self, operation: &OpenOperation, why: Refused) -> Ended {
+        self.open.remove(&operation.number);
         for (_, pfn) in &operation.spots {
             if self.marked_by(*pfn, operation) {
                 self.step(*pfn, FrameEvent::Cancel);
@@ -149,30 +166,37 @@ impl Model {
     }
 
     fn abandon(&mut self, operation: &OpenOperation) -> Ended {
-        let losses: Losses = operation.spots.iter().map(|(_, pfn)| (*pfn, NoProof::ForNow)).collect();
+        // What was as wanted before was not touched.
+        let losses: Losses = operation.runs.iter().flatten().map(|pfn| (*pfn, NoProof::ForNow)).collect();
         let _everything_is_lost = self.flip(operation, &losses);
         Ended::Panicked
     }
 
     fn flip(&mut self, operation: &OpenOperation, losses: &Losses) -> Ended {
-        if matches!(operation.intent, Intent::Share | Intent::Unshare) {
-            self.cut_around(&operation.spots);
+        self.open.remove(&operation.number);
+        if self.converts(operation) {
+            self.cut_around(operation.id, &operation.spots);
         }
         let (mut done, mut released, mut lost) = (Vec::new(), Vec::new(), BTreeMap::new());
         for (_, pfn) in &operation.spots {
             let before = self.frames[pfn].state;
             if !self.marked_by(*pfn, operation) {
-                lost.insert(*pfn, before.withdrawal().unwrap_or(Withdrawal::Quarantined));
+                // Declared hung, and whatever came of that since.
+                match before.withdrawal() {
+                    Some(mark) if self.is_mine(*pfn, operation.id) => drop(lost.insert(*pfn, mark)),
+                    None if self.is_live(*pfn, operation.id) => done.push(*pfn),
+                    _ => released.push(*pfn),
+                }
                 continue;
             }
             match losses.get(pfn) {
                 Some(NoProof::ForNow) => {
                     self.step(*pfn, FrameEvent::LoseForNow);
-                    lost.insert(*pfn, Withdrawal::Quarantined);
+                    lost.insert(*pfn, before.withdrawal().unwrap_or(Withdrawal::Quarantined));
                 }
                 Some(NoProof::ForGood) => {
                     self.step(*pfn, FrameEvent::LoseForGood);
-                    lost.insert(*pfn, Withdrawal::Failed);
+                    lost.insert(*pfn, before.withdrawal().unwrap_or(Withdrawal::Failed));
                 }
                 None => {
                     self.step(*pfn, FrameEvent::Prove);
@@ -187,12 +211,42 @@ impl Model {
         Ended::Parted { done: to_set(done), lost, released: to_set(released) }
     }
 
+    /// Whether mappings have cut leaves for the operation, and it has not been declared hung.
+    fn converts(&self, operation: &OpenOperation) -> bool {
+        let marked = operation.spots.iter().any(|(_, pfn)| self.marked_by(*pfn, operation));
+        marked && matches!(operation.intent, Intent::Share | Intent::Unshare)
+    }
+
     /// A sweep declares every operation hung; returns the frames that are quarantined by it.
     pub fn quarantine_hung(&mut self) -> RunSet {
-        let hung: Vec<Pfn> =
-            self.frames.iter().filter(|(_, frame)| frame.state.converting.is_some()).map(|(pfn, _)| *pfn).collect();
-        hung.iter().for_each(|pfn| self.step(*pfn, FrameEvent::LoseForNow));
-        to_set(hung)
+        let mut lost = Vec::new();
+        for operation in self.open.clone().into_values() {
+            if self.converts(&operation) {
+                self.cut_around(operation.id, &operation.spots);
+            }
+            let changing: BTreeSet<Pfn> = operation.runs.iter().flatten().copied().collect();
+            for (_, pfn) in operation
+                .spots
+                .iter()
+                .filter(|(_, pfn)| self.frames[pfn].operation == Some(operation.number))
+                .cloned()
+                .collect::<Vec<_>>()
+            {
+                if changing.contains(&pfn) {
+                    self.step(pfn, FrameEvent::LoseForNow);
+                    lost.push(pfn);
+                } else {
+                    self.step(pfn, FrameEvent::Cancel);
+                }
+            }
+        }
+        to_set(lost)
+    }
+
+    /// Whether the operation was declared hung.
+    #[must_use]
+    pub fn is_swept(&self, operation: &OpenOperation) -> bool {
+        !operation.spots.iter().any(|(_, pfn)| self.marked_by(*pfn, operation))
     }
 
     fn changes(&self, pfn: Pfn, intent: Intent) -> bool {
@@ -215,6 +269,11 @@ impl Model {
     pub(super) fn all_spots(&self, id: AllocationId) -> Vec<Spot> {
         (0..).zip(&self.allocations[&id].places).map(|(at, place)| (at, place.pfn)).collect()
     }
+}
+
+/// The parts of the runs that a mapping is asked about.
+pub(super) fn needed(runs: &[Vec<Pfn>], mapping: &Attached) -> Vec<Vec<Pfn>> {
+    runs.iter().map(|run| run.iter().copied().filter(|pfn| mapping.is_needed(*pfn)).collect()).collect()
 }
 
 /// Asks about every run, less what is lost already, frame by frame.

@@ -9,10 +9,10 @@ impl Model {
     /// Attaches the mapping in `slot` of the oracle.
     pub fn attach(&mut self, id: AllocationId, name: &str, slot: usize) -> Result<(), Refused> {
         let held = self.allocations.get_mut(&id).expect("a known allocation");
-        if held.mappings.iter().any(|mapping| mapping.name == name) {
+        if held.mappings.iter().any(|mapping| mapping.name == name && mapping.retired.is_none()) {
             return Err(Refused::NameTaken);
         }
-        held.mappings.push(Attached { name: name.to_owned(), slot, retired: false });
+        held.mappings.push(Attached { name: name.to_owned(), slot, retired: None });
         Ok(())
     }
 
@@ -20,12 +20,13 @@ impl Model {
     #[must_use]
     pub fn mappings(&self, id: AllocationId) -> Vec<&str> {
         let mappings = &self.allocations[&id].mappings;
-        mappings.iter().filter(|mapping| !mapping.retired).map(|mapping| mapping.name.as_str()).collect()
+        mappings.iter().filter(|mapping| mapping.retired.is_none()).map(|mapping| mapping.name.as_str()).collect()
     }
 
     /// Detaches a mapping of an allocation of which nothing is live and sound: nobody needs to be asked.
     pub fn detach_unasked(&mut self, id: AllocationId, name: &str) {
-        self.retire(id, name);
+        let rest = self.unproven(id);
+        self.retire(id, name, &rest);
     }
 
     /// The frames that a detached mapping is still asked about: released, or withdrawn.
@@ -36,15 +37,13 @@ impl Model {
     }
 
     /// Takes a proven mapping off the list; it stays on for what is released or withdrawn.
-    pub(super) fn retire(&mut self, id: AllocationId, name: &str) {
-        let keep = !self.unproven(id).is_empty();
+    pub(super) fn retire(&mut self, id: AllocationId, name: &str, rest: &RunSet) {
         let held = self.allocations.get_mut(&id).expect("a known allocation");
-        let Some(at) = held.mappings.iter().position(|mapping| mapping.name == name && !mapping.retired) else { return };
-        if keep {
-            held.mappings[at].retired = true;
-            held.mappings[at].name = format!("{name} (detached)");
-        } else {
+        let Some(at) = held.mappings.iter().position(|mapping| mapping.name == name && mapping.retired.is_none()) else { return };
+        if rest.is_empty() {
             held.mappings.remove(at);
+        } else {
+            held.mappings[at].retired = Some(rest.into_iter().flat_map(PfnRange::iter).collect());
         }
     }
 
@@ -148,9 +147,13 @@ impl Model {
         self.step(lost, FrameEvent::Release);
         self.hand_out(fresh, id, offset / FRAME_BYTES, Shareability::Private);
         let places = &mut self.allocations.get_mut(&id).expect("a known allocation").places;
-        places[at] = Place { pfn: fresh, begins: true };
-        if let Some(after) = places.get_mut(at + 1) {
-            after.begins = true;
+        // An offset that was given up, and listed the fresh frame since, lists the lost one from now on.
+        let stale = places.iter().position(|place| place.pfn == fresh);
+        for (at, pfn) in stale.map(|stale| (stale, lost)).into_iter().chain([(at, fresh)]) {
+            places[at] = Place { pfn, begins: true };
+            if let Some(after) = places.get_mut(at + 1) {
+                after.begins = true;
+            }
         }
         true
     }

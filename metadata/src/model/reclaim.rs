@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::operation::{Losses, ask};
+use super::operation::{Losses, ask, needed};
 use super::{Answer, Attached, Model, NoProof, Oracle, Prepared, to_set};
 use crate::{AllocationId, FrameEvent, Intent, Occupancy, Pfn, RunSet, Shareability, Withdrawal};
 
@@ -61,9 +61,9 @@ impl Model {
         told
     }
 
-    fn wanted(&self, id: AllocationId, intent: Intent) -> Vec<Attached> {
-        let mappings = self.allocations[&id].mappings.iter();
-        mappings.filter(|mapping| !mapping.retired || intent == Intent::Reclaim).cloned().collect()
+    /// The mappings that are asked about a frame: those attached, and those detached while it was unproven.
+    fn wanted(&self, id: AllocationId, pfn: Pfn) -> impl Iterator<Item = &Attached> {
+        self.allocations[&id].mappings.iter().filter(move |mapping| mapping.is_needed(pfn))
     }
 
     /// Asks about one quarantined frame. A conversion ends here; a reclaim needs the backing too.
@@ -82,7 +82,7 @@ impl Model {
             asked.losses.insert(pfn, NoProof::ForNow);
             return;
         }
-        let mut loss = self.wanted(id, intent).iter().find_map(|mapping| match oracle.prepare(mapping.slot) {
+        let mut loss = self.wanted(id, pfn).find_map(|mapping| match oracle.prepare(mapping.slot) {
             Prepared::Ready => lost(oracle.invalidate(mapping.slot, pfn)),
             _ => Some(NoProof::ForNow),
         });
@@ -130,13 +130,13 @@ impl Model {
             told.waiting.extend(wait(Waiting::Operation));
             return;
         }
-        let mappings = if marked.is_empty() { Vec::new() } else { self.wanted(id, Intent::Reclaim) };
         let lose_all = |losses: &mut Losses| {
             for pfn in &marked {
                 losses.entry(*pfn).or_insert(NoProof::ForNow);
             }
         };
-        match mappings.iter().map(|mapping| oracle.prepare(mapping.slot)).find(|answer| *answer != Prepared::Ready) {
+        let runs = self.released_runs(&marked);
+        match self.prepared(id, &runs, None, oracle).map(|(answer, _)| answer) {
             None => {}
             Some(Prepared::Panics) => lose_all(&mut asked.losses),
             Some(_) => {
@@ -145,10 +145,10 @@ impl Model {
             }
         }
         marked.iter().for_each(|pfn| self.step(*pfn, FrameEvent::Begin(Intent::Reclaim)));
-        let runs = self.released_runs(&marked);
         let mut losses: Losses = marked.iter().filter_map(|pfn| Some((*pfn, *asked.losses.get(pfn)?))).collect();
+        let mappings = self.allocations[&id].mappings.clone();
         for mapping in &mappings {
-            if ask(&runs, &mut losses, |pfn| oracle.invalidate(mapping.slot, pfn)).is_err() {
+            if ask(&needed(&runs, mapping), &mut losses, |pfn| oracle.invalidate(mapping.slot, pfn)).is_err() {
                 lose_all(&mut losses);
                 break;
             }

@@ -17,7 +17,7 @@ pub(super) fn tell(story: &mut Story<'_>, last: &Guest) -> anyhow::Result<Compar
     let array = PageArray::new(frames, array_limit(), || progress.advance(1)).context("no memory for an array of struct page")?;
     let offsets = gibs(last, array.gibs());
     // The hot question is about number 0 of the array: let it be a GiB that could be one leaf, if there is one.
-    let could = |offset: u64| last.ram.max_mapping_order(offset).is_ok_and(|order| order == Order::GIB1);
+    let could = |offset: u64| last.ram.promotable(offset, Order::GIB1).is_ok();
     let first = offsets.iter().position(|offset| offset.is_some_and(could)).unwrap_or(0);
     let ask = |gib: u64| {
         let at = (usize::try_from(gib).unwrap_or(0) + first) % offsets.len().max(1);

@@ -28,7 +28,9 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Guest>
         figures::count(still),
     ));
     let all = Request::bytes(stats.free * FRAME_BYTES).owner("vm-c");
+    let waiting = story.tell.spinner("handing out everything that is free");
     let last = Guest::with(&story.ground.memory, "vm-c", story.pool.allocate(all)?)?;
+    drop(waiting);
     story.named.push((last.ram.id(), "vm-c"));
     match story.pool.allocate(Request::bytes(FRAME_BYTES).owner("vm-d")) {
         Err(AllocateError::NotEnough { .. }) => {}
@@ -57,13 +59,18 @@ fn tell_neighbours(story: &mut Story<'_>, extents: &[PfnRange]) {
     let pool: RunSet = story.pool.nodes().iter().map(|node| node.frames).collect();
     let gibs = gibs.intersection(&pool);
     let used: u64 = extents.iter().flat_map(|run| gibs.clipped(*run)).map(PfnRange::frames).sum();
-    if !gibs.is_empty() {
-        story.tell.line(format!(
-            "The withdrawn frames lie in {}, of which {} were handed out: a bad frame does not cost its GiB.",
-            amount(gibs.frames()),
-            amount(used)
-        ));
+    if gibs.is_empty() {
+        return;
     }
+    let granule = story.pool.backing().proof().granule_frames;
+    let price = match granule {
+        1 => "a bad frame costs itself and nothing else".to_owned(),
+        frames if frames < Order::GIB1.frames() => format!("a bad frame costs its segment of {}, not its GiB", amount(frames)),
+        frames => format!("a bad frame costs its segment, here {} long; a smaller pool has smaller ones", amount(frames)),
+    };
+    let (all, used) = (figures::count(gibs.frames()), figures::count(used));
+    let whose = figures::counted(gibs.runs().iter().map(|run| run.frames().div_ceil(Order::GIB1.frames())).sum(), "GiB");
+    story.tell.line(format!("The withdrawn frames lie in {whose}. Of the {all} frames there {used} were handed out: {price}."));
 }
 
 /// Reads every frame that somebody wrote to before and that vm-c has now.
