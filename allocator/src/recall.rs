@@ -207,7 +207,7 @@ impl Inner {
             let holder = if let Verdict::Held { by } = &loss.verdict { Some(by.clone()) } else { None };
             if recall.aside.overlaps(loss.frames) {
                 // Granules part runs, so the whole loss was set aside.
-                let due = Instant::now() + self.policy.retry.later_after;
+                let due = Instant::now() + self.policy.retry.wait(&Verdict::Retry { after: Duration::ZERO }, 0);
                 self.registry.lock().asked(loss.frames, |entry| entry.due = due);
                 return;
             }

@@ -5,7 +5,7 @@ use pageless_metadata::{FRAME_BYTES, Order, Pfn, PfnRange, Shareability};
 use crate::allocation::Allocation;
 use crate::extents::Extent;
 use crate::journal::EventKind;
-use crate::outcome::{Blocked, Refused, checked_range};
+use crate::outcome::{Blocked, Refused};
 use crate::placement;
 
 /// What `replace` did. The new frame is private and zeroed; nothing maps it yet.
@@ -24,7 +24,9 @@ impl Allocation {
     ///
     /// The lost frame's contents are gone. It stays withdrawn; if it is only quarantined, a later proof frees it for others.
     pub fn replace(&self, offset: u64) -> Result<Replaced, Blocked> {
-        checked_range(&(offset..offset.saturating_add(FRAME_BYTES)), self.owned.bytes, FRAME_BYTES)?;
+        if !offset.is_multiple_of(FRAME_BYTES) {
+            return Err(Refused::Unaligned { value: offset, unit: FRAME_BYTES }.into());
+        }
         // Also keeps the owner from ending meanwhile, which would leave the new frame with nobody.
         let _editing = self.owned.editing.lock();
         let lost = self.run_at(offset)?;
