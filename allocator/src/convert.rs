@@ -138,7 +138,8 @@ fn go_on(operation: OpenOperation<'_>, nth: usize, mut first: Option<Stuck>, map
 fn ended(ended: Partition) -> Result<Converted, Convert> {
     match (ended.lost.is_empty(), ended.released.is_empty()) {
         (true, true) => Ok(Converted { frames: ended.done, changed: true }),
-        (false, true) => Err(Convert::Torn { done: ended.done, lost: ended.lost }),
-        (_, false) => Err(Convert::OwnerGone { lost: ended.lost }),
+        (_, false) if ended.done.is_empty() => Err(Convert::OwnerGone { lost: ended.lost }),
+        // Declared hung, then proven by a retry, and a part given up before the operation came back.
+        _ => Err(Convert::Torn { done: ended.done, lost: ended.lost }),
     }
 }

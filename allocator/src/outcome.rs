@@ -201,7 +201,8 @@ pub enum Convert {
         /// Bytes from the start of the allocation to the first held frame.
         offset: u64,
     },
-    /// Some frames could not be proven unreachable. Every frame of the range is in exactly one of the two fields.
+    /// Some frames could not be proven unreachable. Every frame of the range is in exactly one of the two fields; only those
+    /// that the owner gave up after the operation had been declared hung are in neither.
     #[error("{} of {} frames were lost, first {}", frames(.lost), frames(.lost) + .done.frames(), first(.lost))]
     Torn {
         /// The frames that are now as asked.

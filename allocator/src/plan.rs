@@ -52,7 +52,9 @@ impl Allocation {
         for piece in &pieces {
             let gib = locked.gib(piece.record);
             plan.already_so &= gib.to_change(piece.span, target) == ToChange::Nothing;
-            for (span, holder) in gib.holders(piece.span) {
+            // Who holds frames that are somebody else's by now is not this owner's to know.
+            let own = gib.tenants(piece.span).filter(|(_, tenant)| tenant.allocation == self.owned.id);
+            for (span, holder) in own.flat_map(|(part, _)| gib.holders(part)) {
                 plan.holders.push((holder, span.in_gib_of(piece.frames.start())));
             }
             guarded |= gib.is_guarded(piece.span);

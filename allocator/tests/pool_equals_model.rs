@@ -22,7 +22,9 @@ fn run(shape: Shape, actions: &[Action]) {
     actions.iter().for_each(|action| perform(&world, action));
 }
 
+/// So many cases, or as many as `PROPTEST_CASES` says; proptest prints the actions of a case that fails, as small as it can.
 fn cases(cases: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(cases);
     ProptestConfig { cases, max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() }
 }
 

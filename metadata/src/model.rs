@@ -48,7 +48,7 @@ pub struct ModelFrame {
 }
 
 /// One allocation: which frame is behind each offset.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 struct Held {
     owner: String,
     live: bool,
@@ -59,13 +59,13 @@ struct Held {
     mappings: Vec<Attached>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Place {
     pfn: Pfn,
     begins: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 struct Attached {
     name: String,
     /// What the oracle knows the mapping by.
@@ -84,7 +84,7 @@ impl Attached {
 type Spot = (u64, Pfn);
 
 /// The model of a pool.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Model {
     nodes: Vec<(u32, PfnRange)>,
     frames: BTreeMap<Pfn, ModelFrame>,

@@ -235,12 +235,21 @@ impl Gib {
     /// The first run of `span` that is not in the state `target` yet. Unknown frames never are.
     #[must_use]
     pub fn next_to_change(&self, span: Span, target: Shareability) -> Option<Span> {
+        let mut found = self.first_to_change(span, target)?;
+        // Known and unknown runs may take turns.
+        while let Some(rest) = Span::new(found.end(), span.end())
+            && let Some(more) = self.first_to_change(rest, target).filter(|more| more.start() == found.end())
+        {
+            found = Span::new(found.start(), more.end())?;
+        }
+        Some(found)
+    }
+
+    /// The first run that differs for one reason, as long as it can be.
+    fn first_to_change(&self, span: Span, target: Shareability) -> Option<Span> {
         let known = self.share.next_run(span, target != Shareability::Shared);
         let unknown = self.rare.as_ref().and_then(|rare| rare.unknown.first_run_in(span));
-        match (known, unknown) {
-            (Some(known), Some(unknown)) => Some(joined_or_first(known, unknown)),
-            (one, other) => one.or(other),
-        }
+        known.into_iter().chain(unknown).min_by_key(|run| run.start())
     }
 
     /// How much of `span` is not in the state `target` yet: nothing, everything, or a part.
@@ -321,10 +330,4 @@ pub(crate) fn change_after(span: Span, run: Option<Span>) -> u32 {
         Some(run) => run.start(),
         None => span.end(),
     }
-}
-
-fn joined_or_first(a: Span, b: Span) -> Span {
-    let (first, second) = if a.start() <= b.start() { (a, b) } else { (b, a) };
-    let joined = if second.start() <= first.end() { first.end().max(second.end()) } else { first.end() };
-    Span::new(first.start(), joined).unwrap_or(first)
 }

@@ -252,7 +252,8 @@ impl Oracle for Script {
 
     fn invalidate(&self, slot: usize, pfn: Pfn) -> Answer {
         match self.faults.get(&(slot, pfn)) {
-            None | Some(Fault::RetryOnce) => Answer::Proven,
+            None => Answer::Proven,
+            Some(Fault::RetryOnce) => Answer::ProvenAgain,
             Some(Fault::Retry | Fault::Held) => Answer::Stuck(NoProof::ForNow),
             Some(Fault::Never) => Answer::Stuck(NoProof::ForGood),
             Some(Fault::Breach) => Answer::Breach,

@@ -23,8 +23,11 @@ impl Model {
             gibs: after.cut_gibs.difference(&self.cut_gibs).map(|(_, number)| block(*number, Order::GIB1)).collect(),
             blocks: after.cut_blocks.difference(&self.cut_blocks).map(|(_, number)| block(*number, Order::MIB2)).collect(),
         };
-        cuts.gibs.dedup();
-        cuts.blocks.dedup();
+        // Two nodes may share a GiB.
+        for blocks in [&mut cuts.gibs, &mut cuts.blocks] {
+            blocks.sort_unstable();
+            blocks.dedup();
+        }
         Ok(cuts)
     }
 

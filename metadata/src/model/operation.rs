@@ -7,7 +7,7 @@ use super::{Answer, Attached, Model, NoProof, Oracle, Prepared, Refused, Spot, o
 use crate::{AllocationId, FrameEvent, Intent, Occupancy, Pfn, Purpose, RunSet, Shareability, Withdrawal};
 
 /// An operation whose frames are marked.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OpenOperation {
     number: u64,
     id: AllocationId,
@@ -15,12 +15,14 @@ pub struct OpenOperation {
     spots: Vec<Spot>,
     /// The runs that are asked about: what is not as wanted yet.
     runs: Vec<Vec<Pfn>>,
+    /// The mappings when it began: one that is attached later can establish nothing on marked frames.
+    mappings: Vec<Attached>,
     /// The one mapping that is asked, if not all are, and what it was not going to be asked about then.
     only: Option<(String, RunSet)>,
 }
 
 /// How an operation began.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Begun {
     /// The frames are marked.
     Open(OpenOperation),
@@ -96,7 +98,8 @@ impl Model {
             self.frames.get_mut(pfn).expect("a frame of the pool").operation = Some(self.begun);
         }
         let runs = self.runs_of(id, &asked);
-        let operation = OpenOperation { number: self.begun, id, intent, spots, runs, only };
+        let mappings = self.allocations[&id].mappings.clone();
+        let operation = OpenOperation { number: self.begun, id, intent, spots, runs, mappings, only };
         self.open.insert(self.begun, operation.clone());
         Ok(Begun::Open(operation))
     }
@@ -109,15 +112,15 @@ impl Model {
         let only = operation.only.as_ref().map(|(name, _)| name.as_str());
         let all_runs = self.runs_of(operation.id, &operation.spots);
         let swept = self.is_swept(operation);
-        match self.prepared(operation.id, &all_runs, only, oracle) {
+        match prepared(&operation.mappings, &all_runs, only, oracle) {
             Some((Prepared::Panics, _)) => return self.abandon(operation),
             Some((Prepared::Busy, _)) if !swept => return self.cancel(operation, Refused::Busy),
             Some((Prepared::Refused, name)) if !swept => return self.cancel(operation, Refused::Mapping { name }),
             _ => {}
         }
         let mut losses = Losses::new();
-        let mappings = self.allocations[&operation.id].mappings.clone();
-        let asked = mappings.iter().filter(|mapping| only.is_none_or(|only| mapping.retired.is_none() && mapping.name == only));
+        let asked =
+            operation.mappings.iter().filter(|mapping| only.is_none_or(|only| mapping.retired.is_none() && mapping.name == only));
         for mapping in asked.filter(|_| operation.intent != Intent::Resize && !swept) {
             if ask(&needed(&operation.runs, mapping), &mut losses, |pfn| oracle.invalidate(mapping.slot, pfn)).is_err() {
                 return self.abandon(operation);
@@ -131,23 +134,6 @@ impl Model {
             self.retire(operation.id, name, rest);
         }
         self.flip(operation, &losses)
-    }
-
-    /// The first answer to `prepare`, run by run and mapping by mapping, that is not ready, and whose it is.
-    pub(super) fn prepared(
-        &self,
-        id: AllocationId,
-        runs: &[Vec<Pfn>],
-        only: Option<&str>,
-        oracle: &dyn Oracle,
-    ) -> Option<(Prepared, String)> {
-        let mappings = &self.allocations[&id].mappings;
-        let wanted = |mapping: &&Attached| only.is_none_or(|only| mapping.retired.is_none() && mapping.name == only);
-        runs.iter().find_map(|run| {
-            let needed = mappings.iter().filter(wanted).filter(|mapping| run.iter().any(|pfn| mapping.is_needed(*pfn)));
-            let mut answers = needed.map(|mapping| (oracle.prepare(mapping.slot), mapping.name.clone()));
-            answers.find(|(answer, _)| *answer != Prepared::Ready)
-        })
     }
 
     /// Whether the operation still has its mark on the frame: a sweep for hung ones may have taken it.
@@ -271,6 +257,21 @@ impl Model {
     }
 }
 
+/// The first answer to `prepare`, run by run and mapping by mapping, that is not ready, and whose it is.
+pub(super) fn prepared(
+    mappings: &[Attached],
+    runs: &[Vec<Pfn>],
+    only: Option<&str>,
+    oracle: &dyn Oracle,
+) -> Option<(Prepared, String)> {
+    let wanted = |mapping: &&Attached| only.is_none_or(|only| mapping.retired.is_none() && mapping.name == only);
+    runs.iter().find_map(|run| {
+        let needed = mappings.iter().filter(wanted).filter(|mapping| run.iter().any(|pfn| mapping.is_needed(*pfn)));
+        let mut answers = needed.map(|mapping| (oracle.prepare(mapping.slot), mapping.name.clone()));
+        answers.find(|(answer, _)| *answer != Prepared::Ready)
+    })
+}
+
 /// The parts of the runs that a mapping is asked about.
 pub(super) fn needed(runs: &[Vec<Pfn>], mapping: &Attached) -> Vec<Vec<Pfn>> {
     runs.iter().map(|run| run.iter().copied().filter(|pfn| mapping.is_needed(*pfn)).collect()).collect()
@@ -292,6 +293,7 @@ fn ask_part(part: &[Pfn], losses: &mut Losses, answer: impl Fn(Pfn) -> Answer) -
     for (nth, pfn) in part.iter().enumerate() {
         match answer(*pfn) {
             Answer::Proven => {}
+            Answer::ProvenAgain => asked_from = nth,
             Answer::Panics => return Err(Panicked),
             Answer::Stuck(why) => {
                 losses.insert(*pfn, why);

@@ -29,6 +29,8 @@ pub enum NoProof {
 pub enum Answer {
     /// Unreachable.
     Proven,
+    /// Unreachable, when asked a second time: what lies before it is proven by the first answer.
+    ProvenAgain,
     /// No proof, of this frame alone.
     Stuck(NoProof),
     /// An answer about frames that were not asked for: everything that was asked counts as never provable.

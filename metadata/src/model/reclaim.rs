@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::operation::{Losses, ask, needed};
+use super::operation::{Losses, ask, needed, prepared};
 use super::{Answer, Attached, Model, NoProof, Oracle, Prepared, to_set};
 use crate::{AllocationId, FrameEvent, Intent, Occupancy, Pfn, RunSet, Shareability, Withdrawal};
 
@@ -136,7 +136,8 @@ impl Model {
             }
         };
         let runs = self.released_runs(&marked);
-        match self.prepared(id, &runs, None, oracle).map(|(answer, _)| answer) {
+        let mappings = self.allocations[&id].mappings.clone();
+        match prepared(&mappings, &runs, None, oracle).map(|(answer, _)| answer) {
             None => {}
             Some(Prepared::Panics) => lose_all(&mut asked.losses),
             Some(_) => {
@@ -146,7 +147,6 @@ impl Model {
         }
         marked.iter().for_each(|pfn| self.step(*pfn, FrameEvent::Begin(Intent::Reclaim)));
         let mut losses: Losses = marked.iter().filter_map(|pfn| Some((*pfn, *asked.losses.get(pfn)?))).collect();
-        let mappings = self.allocations[&id].mappings.clone();
         for mapping in &mappings {
             if ask(&needed(&runs, mapping), &mut losses, |pfn| oracle.invalidate(mapping.slot, pfn)).is_err() {
                 lose_all(&mut losses);
@@ -232,7 +232,7 @@ impl Model {
 
 const fn lost(answer: Answer) -> Option<NoProof> {
     match answer {
-        Answer::Proven => None,
+        Answer::Proven | Answer::ProvenAgain => None,
         Answer::Stuck(why) => Some(why),
         Answer::Breach => Some(NoProof::ForGood),
         Answer::Panics => Some(NoProof::ForNow),
