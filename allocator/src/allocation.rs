@@ -7,7 +7,7 @@ use std::sync::Arc;
 use pageless_metadata::{AllocationId, FRAME_BYTES, Order, Pfn, PfnRange, Shareability};
 
 use crate::extents::{Extent, Runs};
-use crate::outcome::{Refused, checked_range};
+use crate::outcome::{Refused, checked_block, checked_range};
 use crate::ownership::Ownership;
 use crate::pool::Inner;
 
@@ -47,9 +47,7 @@ impl Allocation {
 
     /// The frame behind an offset.
     pub fn frame(&self, offset: u64) -> Result<Pfn, Refused> {
-        let start = offset - offset % FRAME_BYTES;
-        let runs = self.runs(&(start..start.saturating_add(FRAME_BYTES)))?;
-        runs.first().map(|run| run.frames.start()).ok_or(Refused::NotOwner { offset })
+        self.run_at(offset - offset % FRAME_BYTES).map(|run| run.frames.start())
     }
 
     /// Who may reach the frame behind an offset.
@@ -88,7 +86,8 @@ impl Allocation {
 
     /// The one-frame run at `offset`, which is aligned.
     pub(crate) fn run_at(&self, offset: u64) -> Result<Extent, Refused> {
-        self.runs(&(offset..offset.saturating_add(FRAME_BYTES)))?.first().copied().ok_or(Refused::NotOwner { offset })
+        let frame = checked_block(offset, FRAME_BYTES, self.owned.bytes)?;
+        self.runs(&frame)?.first().copied().ok_or(Refused::NotOwner { offset })
     }
 
     pub(crate) fn piece(&self, run: Extent) -> Result<crate::record::Piece, Refused> {
@@ -97,8 +96,8 @@ impl Allocation {
 
     /// The block of `order` around `offset`, if it is one contiguous run, aligned alike in guest and pool.
     pub(crate) fn block_run(&self, offset: u64, order: Order) -> Option<Extent> {
-        let start = offset - offset % order.bytes();
-        let runs = self.runs(&(start..start.saturating_add(order.bytes()))).ok()?;
+        let block = checked_block(offset, order.bytes(), self.owned.bytes).ok()?;
+        let runs = self.runs(&block).ok()?;
         let [run] = runs[..] else { return None };
         (run.frames.start().is_aligned(order) && run.frames.frames() == order.frames()).then_some(run)
     }

@@ -267,6 +267,15 @@ pub(crate) fn checked_range(range: &std::ops::Range<u64>, size: u64, unit: u64) 
     }
 }
 
+/// The block of `unit` bytes around a byte of an allocation of `size` bytes, which it may not reach beyond.
+pub(crate) fn checked_block(offset: u64, unit: u64, size: u64) -> Result<std::ops::Range<u64>, Refused> {
+    let start = offset - offset % unit;
+    match start.checked_add(unit) {
+        Some(end) if end <= size => Ok(start..end),
+        end => Err(Refused::Outside { start, end: end.unwrap_or(u64::MAX), size }),
+    }
+}
+
 /// Bytes in this many frames.
 pub(crate) const fn bytes(frames: u64) -> u64 {
     frames * FRAME_BYTES

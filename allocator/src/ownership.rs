@@ -51,7 +51,8 @@ pub(crate) struct Ownership {
     /// Read on every conversion, so a pointer that is swapped, not a lock. Read after marking: a mapping attached before the
     /// mark is in the list, and one attached later can establish nothing on the marked frames.
     pub(crate) mappings: ArcSwap<Mappings>,
-    /// Serialises changes of the list of mappings, and of the extents. Taken before GiB locks, never during a mapping's call.
+    /// Serialises changes of the list of mappings and of the extents, and the end of the owner. Taken before the gate of
+    /// frames in transit and before GiB locks, never during a mapping's call.
     pub(crate) editing: Mutex<()>,
     /// What is released and not yet proven, where it was in the guest. Ascending by frame.
     pub(crate) released: Mutex<Vec<Extent>>,

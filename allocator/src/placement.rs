@@ -17,7 +17,9 @@ pub(crate) fn take(records: &Records, request: &Request) -> Result<Vec<PfnRange>
             return Ok(runs);
         }
     }
-    if !request.contiguous && nodes.len() > 1 {
+    // Nobody takes what cannot be enough: others would find it missing meanwhile.
+    let free: u64 = nodes.iter().map(|node| node.frames.free_frames()).sum();
+    if !request.contiguous && nodes.len() > 1 && free >= frames {
         let mut left = frames;
         let taken: Vec<PfnRange> = nodes.iter().flat_map(|node| take_blocks(&node.frames, &mut left, order)).collect();
         if left == 0 {

@@ -61,11 +61,11 @@ impl Pool {
     /// Records a platform reset and lifts every failed mark. The frames are released then, and free once `reclaim` has proven
     /// them. Refused without evidence, and while any allocation is live.
     pub fn platform_reset(&self, evidence: &str) -> Result<RunSet, LiftRefused> {
-        self.0.check_lift(evidence, RESET)?;
-        let failed = self.0.registry.lock().frames(Withdrawal::Failed);
-        let kind = || EventKind::PlatformReset { evidence: evidence.into() };
-        self.0.lift_all(&failed, Withdrawal::Failed, &kind);
-        Ok(failed)
+        let kind = EventKind::PlatformReset { evidence: evidence.into() };
+        self.0.lift_marks(Withdrawal::Failed, &kind, |pool| {
+            pool.check_lift(evidence, RESET)?;
+            Ok(pool.registry.lock().frames(Withdrawal::Failed))
+        })
     }
 
     /// Records that the memory behind `frames` was replaced while the host was off, and lifts their poisoned mark. Refused
@@ -73,15 +73,15 @@ impl Pool {
     ///
     /// Returns the frames that were poisoned. Those that nobody had are free; the others are as their other marks say.
     pub fn hardware_replaced(&self, frames: PfnRange, evidence: &str) -> Result<RunSet, LiftRefused> {
-        self.0.check_lift(evidence, REPLACEMENT)?;
-        let pieces: Vec<Piece> = self.0.records.pieces(frames).collect();
-        if pieces.iter().map(|piece| piece.frames.frames()).sum::<u64>() != frames.frames() {
-            return Err(LiftRefused::Outside { frames });
-        }
-        let poisoned: RunSet = self.0.registry.lock().frames(Withdrawal::Poisoned).clipped(frames).collect();
-        let kind = || EventKind::HardwareReplaced { evidence: evidence.into() };
-        self.0.lift_all(&poisoned, Withdrawal::Poisoned, &kind);
-        Ok(poisoned)
+        let kind = EventKind::HardwareReplaced { evidence: evidence.into() };
+        self.0.lift_marks(Withdrawal::Poisoned, &kind, |pool| {
+            pool.check_lift(evidence, REPLACEMENT)?;
+            let known: u64 = pool.records.pieces(frames).map(|piece| piece.frames.frames()).sum();
+            if known != frames.frames() {
+                return Err(LiftRefused::Outside { frames });
+            }
+            Ok(pool.registry.lock().frames(Withdrawal::Poisoned).clipped(frames).collect())
+        })
     }
 }
 
@@ -139,34 +139,56 @@ impl Inner {
         }
     }
 
-    fn lift_all(&self, frames: &RunSet, state: Withdrawal, kind: &dyn Fn() -> EventKind) {
-        let pieces = frames.into_iter().flat_map(|run| self.records.pieces(run));
-        self.transit.moving(|| pieces.for_each(|piece| self.lift(piece, state, kind)));
+    /// Lifts one kind of mark from the frames that `which` finds while nothing moves. Those that nobody has and that bear no
+    /// other mark are free then; until the backing knows, they are in transit.
+    fn lift_marks(
+        &self,
+        state: Withdrawal,
+        kind: &EventKind,
+        which: impl FnOnce(&Self) -> Result<RunSet, LiftRefused>,
+    ) -> Result<RunSet, LiftRefused> {
+        let (mut marked, mut sound) = (RunSet::new(), RunSet::new());
+        let freed = self.transit.enter_stopped(|in_transit| {
+            marked = which(self)?;
+            Ok(self.unmark(&marked, state, in_transit, &mut sound))
+        })?;
+        sound.into_iter().for_each(|run| self.open(run));
+        self.transit.leave(&freed, || placement::return_sound(self, &freed));
+        marked.into_iter().flat_map(|run| self.records.pieces(run)).for_each(|piece| {
+            self.journal.write(piece.frames, None, kind.clone());
+        });
+        Ok(marked)
     }
 
-    /// Lifts one kind of mark from a piece. Frames that nobody has and that bear no other mark are free then; until they are,
-    /// nobody else can find them.
-    fn lift(&self, piece: Piece, state: Withdrawal, kind: &dyn Fn() -> EventKind) {
-        let record = self.records.record(piece.record);
-        let in_pool = |span: Span| span.in_gib_of(piece.frames.start());
-        let sound = {
-            let mut gib = record.lock();
+    /// Takes the marks off, and returns the frames that nobody has. Those that somebody has taken and not been given yet are
+    /// not among them: whoever took them assigns them or puts them back.
+    fn unmark(&self, marked: &RunSet, state: Withdrawal, in_transit: &RunSet, sound: &mut RunSet) -> Vec<PfnRange> {
+        let mut nobodys = Vec::new();
+        for piece in marked.into_iter().flat_map(|run| self.records.pieces(run)) {
+            let in_pool = |span: Span| span.in_gib_of(piece.frames.start());
+            let mut gib = self.records.record(piece.record).lock();
             if state == Withdrawal::Failed {
                 gib.lift_failed(piece.span)
             } else {
                 gib.lift_poisoned(piece.span)
             };
             self.registry.lock().lift(piece.frames, state);
-            gib.sound_runs(piece.span)
-        };
-        sound.iter().for_each(|span| self.backing.lift(in_pool(*span)));
-        let gib = record.lock();
-        for (part, tenant) in gib.sound_runs(piece.span).into_iter().flat_map(|span| parts_by_tenant(&gib, span)) {
-            if tenant.is_none() {
-                placement::put(&self.records, in_pool(part));
+            for span in gib.sound_runs(piece.span) {
+                sound.insert(in_pool(span));
+                let parts = parts_by_tenant(&gib, span).into_iter().filter(|(_, tenant)| tenant.is_none());
+                parts.for_each(|(part, _)| nobodys.extend(&in_transit.gaps_in(in_pool(part))));
             }
         }
-        self.journal.write(piece.frames, None, kind());
+        nobodys
+    }
+
+    /// Tells the backing that no mark stands on `frames` any more.
+    pub(crate) fn open(&self, frames: PfnRange) {
+        self.backing.lift(frames);
+        // Looked at after the lift: a withdrawal enters the registry before it tells the backing, so either it is found here,
+        // or it shuts the pages after this.
+        let again = self.registry.lock().covering(frames);
+        again.iter().for_each(|entry| self.backing.keep_shut(entry.told.frames));
     }
 }
 

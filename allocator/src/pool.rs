@@ -45,6 +45,11 @@ impl Default for Policy {
     }
 }
 
+/// How long an allocation that finds not enough waits for frames that are in transit: longer than the kernel takes to answer
+/// that a segment has a pinned page (about 160 ms).
+const TRANSIT_WAIT: Duration = Duration::from_millis(400);
+const TRANSIT_PAUSE: Duration = Duration::from_millis(2);
+
 /// What all handles of a pool share.
 pub(crate) struct Inner {
     pub(crate) records: Records,
@@ -77,6 +82,11 @@ pub(crate) struct Transit {
 }
 
 impl Transit {
+    /// Whether frames are under way.
+    fn is_occupied(&self) -> bool {
+        !self.frames.lock().is_empty()
+    }
+
     /// Runs `take`, and enters the frames that it took.
     pub(crate) fn enter<E>(&self, take: impl FnOnce() -> Result<Vec<PfnRange>, E>) -> Result<Vec<PfnRange>, E> {
         let _gate = self.gate.read();
@@ -100,6 +110,15 @@ impl Transit {
         step()
     }
 
+    /// Runs `take` while nothing moves, with the frames in transit, and enters those that it returns.
+    pub(crate) fn enter_stopped<E>(&self, take: impl FnOnce(&RunSet) -> Result<Vec<PfnRange>, E>) -> Result<Vec<PfnRange>, E> {
+        let _gate = self.gate.write();
+        let mut frames = self.frames.lock();
+        let taken = take(&frames)?;
+        frames.extend(taken.iter().copied());
+        Ok(taken)
+    }
+
     /// Runs `look` while nothing moves, with the frames in transit.
     pub(crate) fn stopped<R>(&self, look: impl FnOnce(&RunSet) -> R) -> R {
         let _gate = self.gate.write();
@@ -120,7 +139,7 @@ impl Pool {
         request.check()?;
         let pool = &self.0;
         loop {
-            let runs = pool.transit.enter(|| placement::take(&pool.records, &request))?;
+            let runs = pool.take(&request)?;
             if let Some(shortage) = runs.iter().find_map(|run| pool.backing.commit(*run).err()) {
                 pool.transit.leave(&runs, || placement::put_back(&pool.records, &runs));
                 return Err(shortage.into());
@@ -182,6 +201,23 @@ impl Inner {
             swept_marks: AtomicU64::new(0),
             next_allocation: AtomicU64::new(1),
             next_hold: AtomicU64::new(1),
+        }
+    }
+
+    /// Takes frames out of the frame layers. Free frames may be out for a moment, while the backing proves the rest of their
+    /// granule: so "not enough" is said only when none are under way, and after one more look.
+    fn take(&self, request: &Request) -> Result<Vec<PfnRange>, AllocateError> {
+        let (mut waited, mut last_look) = (Duration::ZERO, false);
+        loop {
+            let taken = self.transit.enter(|| placement::take(&self.records, request));
+            if !matches!(taken, Err(AllocateError::NotEnough { .. })) || last_look {
+                return taken;
+            }
+            last_look = waited >= TRANSIT_WAIT || !self.transit.is_occupied();
+            if !last_look {
+                crate::sync::sleep(TRANSIT_PAUSE);
+                waited += TRANSIT_PAUSE;
+            }
         }
     }
 

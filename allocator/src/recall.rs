@@ -162,17 +162,16 @@ impl Inner {
 
     /// Ends a recall: what is proven leaves the quarantine and its intent is carried out, what is not stays or fails.
     pub(crate) fn end_recall(&self, recall: &Recall, partition: &mut Partition) {
-        let told = partition.lost.len();
         for frames in recall.proven() {
             for piece in self.records.pieces(frames) {
                 self.lift_quarantine(recall, piece, partition);
             }
         }
-        (&partition.done).into_iter().for_each(|frames| self.backing.lift(frames));
+        (&partition.done).into_iter().for_each(|frames| self.open(frames));
         for loss in recall.losses.runs() {
             self.note_failure(recall, loss, partition);
         }
-        self.tell_backing(&partition.lost[told..]);
+        self.tell_backing(&partition.lost);
     }
 
     fn lift_quarantine(&self, recall: &Recall, piece: crate::record::Piece, partition: &mut Partition) {
@@ -208,7 +207,7 @@ impl Inner {
             let holder = if let Verdict::Held { by } = &loss.verdict { Some(by.clone()) } else { None };
             if recall.aside.overlaps(loss.frames) {
                 // Granules part runs, so the whole loss was set aside.
-                let due = Instant::now() + self.policy.retry.later_after;
+                let due = Instant::now() + self.policy.retry.wait(&Verdict::Retry { after: Duration::ZERO }, 0);
                 self.registry.lock().asked(loss.frames, |entry| entry.due = due);
                 return;
             }

@@ -21,8 +21,8 @@ use crate::pool::{Inner, Pool};
 use crate::recall::{Recall, guarded};
 use crate::withdrawal::{Entry, Lost};
 
-/// What a pass of `reclaim` or `retry` did. Every released frame that it looked at is in exactly one of `freed`, `lost`,
-/// `waiting` and `withdrawn`.
+/// What a pass of `reclaim` or `retry` did. Every released frame that it looked at, and every quarantined one that it asked
+/// about, is in exactly one of `freed`, `recovered`, `lost`, `waiting` and `withdrawn`.
 #[derive(PartialEq, Eq, Debug, Default)]
 pub struct Reclaimed {
     /// Proven unreachable, and free again.
@@ -97,10 +97,7 @@ impl Inner {
         };
         let (reclaims, conversions): (Vec<Recall>, Vec<Recall>) =
             self.recall(wanted).into_iter().partition(|recall| recall.intent() == Intent::Reclaim);
-        let mut recovered = Partition::default();
-        conversions.iter().for_each(|recall| self.end_recall(recall, &mut recovered));
-        told.recovered = recovered.done;
-        told.lost.extend(recovered.lost);
+        conversions.iter().for_each(|recall| self.tell_recall(recall, &mut told));
 
         let owners: Vec<Arc<Ownership>> = self.releasing.lock().values().cloned().collect();
         let asked: RunSet = reclaims.iter().map(|recall| recall.op.frames).collect();
@@ -192,18 +189,26 @@ impl Inner {
             told.lost.extend(ended.lost);
         }
         for recall in &recalls {
-            let mut ended = Partition::default();
-            self.transit.moving(|| self.end_recall(recall, &mut ended));
-            told.freed.extend(&ended.released);
-            let still = RunSet::from(recall.op.frames).difference(&ended.released);
-            let lost: RunSet = ended.lost.iter().map(Lost::frames).collect();
-            told.withdrawn.extend(&still.difference(&lost));
-            told.lost.extend(ended.lost);
+            self.tell_recall(recall, told);
         }
+    }
+
+    /// Ends a recall, and tells what became of each of its frames.
+    fn tell_recall(&self, recall: &Recall, told: &mut Reclaimed) {
+        let mut ended = Partition::default();
+        self.transit.moving(|| self.end_recall(recall, &mut ended));
+        let lost: RunSet = ended.lost.iter().map(Lost::frames).collect();
+        let proven = ended.released.union(&ended.done);
+        told.withdrawn.extend(&RunSet::from(recall.op.frames).difference(&proven).difference(&lost));
+        told.freed.extend(&ended.released);
+        told.recovered.extend(&ended.done);
+        told.lost.extend(ended.lost);
     }
 
     /// An owner whose last released frame is free need not be remembered.
     fn forget_if_empty(&self, owned: &Ownership) {
+        // Whoever is gone has listed all its frames as released once this is free.
+        let _editing = owned.editing.lock();
         let mut releasing = self.releasing.lock();
         if owned.released.lock().is_empty() {
             releasing.remove(&owned.id);

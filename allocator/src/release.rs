@@ -30,8 +30,8 @@ impl Allocation {
     ///
     /// Returns the frames that are released now; what was released before is not among them.
     pub fn release(self) -> Result<RunSet, Box<ReleaseRefused>> {
-        let extents = self.extents();
-        let pieces = pieces_of(&self.pool, &extents);
+        let editing = self.owned.editing.lock();
+        let pieces = pieces_of(&self.pool, &self.extents());
         let mut locked = self.pool.records.lock(&pieces);
         let held = pieces.iter().find_map(|piece| {
             let gib = locked.gib(piece.record);
@@ -41,7 +41,7 @@ impl Allocation {
             Some((at.in_gib_of(piece.frames.start()), holder))
         });
         if let Some((at, holder)) = held {
-            drop(locked);
+            drop((locked, editing));
             let offset = self.owned.offset_of(at);
             return Err(Box::new(ReleaseRefused { allocation: self, why: Blocked::Held { holder, offset } }));
         }
@@ -50,7 +50,7 @@ impl Allocation {
         } else {
             RunSet::new()
         };
-        drop(locked);
+        drop((locked, editing));
         self.pool.enqueue(&self.owned);
         Ok(released)
     }
@@ -81,6 +81,7 @@ impl Drop for Allocation {
 impl Inner {
     /// Releases every frame that the owner still has; false when it was gone already.
     pub(crate) fn release_all(&self, owned: &Arc<Ownership>) -> bool {
+        let editing = owned.editing.lock();
         if !owned.end() {
             return false;
         }
@@ -88,6 +89,7 @@ impl Inner {
             let mut gib = self.records.record(piece.record).lock();
             self.release_piece(owned, &mut gib, piece);
         }
+        drop(editing);
         self.enqueue(owned);
         true
     }

@@ -1,11 +1,11 @@
 //! Another frame in the place of a lost one, under a live guest.
 
-use pageless_metadata::{AllocationId, FRAME_BYTES, Order, Pfn, PfnRange, Shareability};
+use pageless_metadata::{FRAME_BYTES, Order, Pfn, PfnRange, Shareability};
 
 use crate::allocation::Allocation;
 use crate::extents::Extent;
 use crate::journal::EventKind;
-use crate::outcome::{Blocked, Refused, checked_range};
+use crate::outcome::{Blocked, Refused};
 use crate::placement;
 
 /// What `replace` did. The new frame is private and zeroed; nothing maps it yet.
@@ -24,70 +24,77 @@ impl Allocation {
     ///
     /// The lost frame's contents are gone. It stays withdrawn; if it is only quarantined, a later proof frees it for others.
     pub fn replace(&self, offset: u64) -> Result<Replaced, Blocked> {
-        checked_range(&(offset..offset.saturating_add(FRAME_BYTES)), self.owned.bytes, FRAME_BYTES)?;
+        if !offset.is_multiple_of(FRAME_BYTES) {
+            return Err(Refused::Unaligned { value: offset, unit: FRAME_BYTES }.into());
+        }
+        // Also keeps the owner from ending meanwhile, which would leave the new frame with nobody.
         let _editing = self.owned.editing.lock();
-        let lost = self.run_at(offset)?.frames.start();
-        let frame = self.swap(offset, lost)?;
-        self.owned.extents.replace(offset, frame);
+        let lost = self.run_at(offset)?;
+        self.check_lost(lost)?;
+        let frame = loop {
+            let taken = self.pool.take_frame(lost.frames.start()).ok_or(Refused::NoFrame { offset })?;
+            // In one step for `verify`: the new frame is the owner's, the lost one is not, and the extents say so.
+            if self.pool.transit.leave(&[taken], || self.swap(lost, taken)) {
+                break taken;
+            }
+            // It was poisoned after it was taken: it stays out of the pool, and another is taken.
+        };
         self.pool.enqueue(&self.owned);
-        let kind = EventKind::Replaced { by: PfnRange::single(frame) };
-        self.pool.journal.write(PfnRange::single(lost), Some(self.owned.id), kind);
-        Ok(Replaced { offset, lost, frame })
+        self.pool.journal.write(lost.frames, Some(self.owned.id), EventKind::Replaced { by: frame });
+        Ok(Replaced { offset, lost: lost.frames.start(), frame: frame.start() })
     }
 
-    /// Releases `lost` and takes another frame.
-    fn swap(&self, offset: u64, lost: Pfn) -> Result<Pfn, Blocked> {
-        let run = Extent { offset, frames: PfnRange::single(lost) };
-        let piece = self.piece(run)?;
-        {
-            let gib = self.pool.records.record(piece.record).lock();
-            let live = gib.tenants(piece.span).any(|(_, tenant)| tenant.allocation == self.owned.id && !tenant.released);
-            match (live, gib.is_withdrawn(piece.span)) {
-                (false, _) => return Err(Refused::Released { offset }.into()),
-                (true, false) => return Err(Refused::NotLost { offset }.into()),
-                (true, true) => {}
-            }
+    /// Only a withdrawn frame that the owner still has can be replaced.
+    fn check_lost(&self, run: Extent) -> Result<(), Refused> {
+        let (piece, offset) = (self.piece(run)?, run.offset);
+        let gib = self.pool.records.record(piece.record).lock();
+        let live = gib.tenants(piece.span).any(|(_, tenant)| tenant.allocation == self.owned.id && !tenant.released);
+        match (live, gib.is_withdrawn(piece.span)) {
+            (false, _) => Err(Refused::Released { offset }),
+            (true, false) => Err(Refused::NotLost { offset }),
+            (true, true) => Ok(()),
         }
-        let frame = self.pool.take_sound_frame(lost, self.owned.id).ok_or(Refused::NoFrame { offset })?;
-        let mut gib = self.pool.records.record(piece.record).lock();
-        // The mark may have been lifted by proof in between; the frame then is released and sound, and reclaim frees it.
-        gib.release(piece.span, self.owned.id);
-        self.pool.registry.lock().give_up(run.frames);
-        self.owned.add_released(run);
-        Ok(frame)
+    }
+
+    /// Makes `taken` the owner's in the place of `lost`; false when it has been poisoned.
+    fn swap(&self, lost: Extent, taken: PfnRange) -> bool {
+        for piece in self.pool.records.pieces(taken) {
+            let mut gib = self.pool.records.record(piece.record).lock();
+            if gib.is_withdrawn(piece.span) {
+                return false;
+            }
+            gib.allocate(piece.span, self.owned.id, Shareability::Private);
+        }
+        // Before the lost frame goes: whoever finds it released looks whether the extents have changed, and then again.
+        self.owned.extents.replace(lost.offset, taken.start());
+        for piece in self.pool.records.pieces(lost.frames) {
+            let mut gib = self.pool.records.record(piece.record).lock();
+            // The mark may have been lifted by proof since it was checked; the frame then is released and sound, and
+            // reclaim frees it.
+            gib.release(piece.span, self.owned.id);
+            self.pool.registry.lock().give_up(piece.frames);
+            self.owned.add_released(lost);
+        }
+        true
     }
 }
 
 impl crate::pool::Inner {
-    /// A free, sound, committed frame for `allocation`, from the node of `near` if it has one.
-    fn take_sound_frame(&self, near: Pfn, allocation: AllocationId) -> Option<Pfn> {
+    /// A free, committed frame, in transit now, from the node of `near` if it has one.
+    fn take_frame(&self, near: Pfn) -> Option<PfnRange> {
         let near = self.records.node_of(near).map(|node| node.number);
-        loop {
-            let take = || {
-                let nodes = self.records.nodes();
-                let first = nodes.iter().filter(|node| Some(node.number) == near);
-                let rest = nodes.iter().filter(|node| Some(node.number) != near);
-                first.chain(rest).find_map(|node| node.frames.take(Order::BASE)).map(|pfn| vec![PfnRange::single(pfn)]).ok_or(())
-            };
-            let taken = self.transit.enter(take).ok()?;
-            let run = *taken.first()?;
-            if self.backing.commit(run).is_err() {
-                self.transit.leave(&taken, || placement::put_back(&self.records, &taken));
-                return None;
-            }
-            let piece = self.records.pieces(run).next()?;
-            let assigned = self.transit.leave(&taken, || {
-                let mut gib = self.records.record(piece.record).lock();
-                let sound = !gib.is_withdrawn(piece.span);
-                if sound {
-                    gib.allocate(piece.span, allocation, Shareability::Private);
-                }
-                sound
-            });
-            // Else it was poisoned after it was taken: it stays out of the pool, and another is taken.
-            if assigned {
-                return Some(run.start());
-            }
+        let take = || {
+            let nodes = self.records.nodes();
+            let first = nodes.iter().filter(|node| Some(node.number) == near);
+            let rest = nodes.iter().filter(|node| Some(node.number) != near);
+            first.chain(rest).find_map(|node| node.frames.take(Order::BASE)).map(|pfn| vec![PfnRange::single(pfn)]).ok_or(())
+        };
+        let taken = self.transit.enter(take).ok()?;
+        let run = *taken.first()?;
+        if self.backing.commit(run).is_ok() {
+            return Some(run);
         }
+        self.transit.leave(&taken, || placement::put_back(&self.records, &taken));
+        None
     }
 }

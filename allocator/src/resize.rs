@@ -8,7 +8,7 @@ use pageless_metadata::{FRAME_BYTES, Intent, Order, Purpose, Span};
 use crate::allocation::Allocation;
 use crate::extents::Extent;
 use crate::operation::{Begun, OpenOperation, refused_by};
-use crate::outcome::{Blocked, Refused};
+use crate::outcome::{Blocked, Refused, checked_block};
 use crate::record::Piece;
 
 impl Allocation {
@@ -73,8 +73,7 @@ impl Allocation {
     }
 
     fn block(&self, offset: u64, order: Order) -> Result<(Extent, Piece), Blocked> {
-        let start = offset - offset % order.bytes();
-        crate::outcome::checked_range(&(start..start.saturating_add(order.bytes())), self.owned.bytes, FRAME_BYTES)?;
+        let start = checked_block(offset, order.bytes(), self.owned.bytes)?.start;
         let why = "it is not contiguous, or not aligned alike in guest and pool";
         let block = self.block_run(offset, order).ok_or_else(|| not_one_leaf(start, order, why))?;
         Ok((block, self.piece(block)?))

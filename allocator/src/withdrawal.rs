@@ -253,9 +253,11 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// How long to wait before attempt number `attempts` + 1.
+    /// How long to wait before attempt number `attempts` + 1: never so long that nobody would ask again, whatever a mapping
+    /// says.
     pub(crate) fn wait(&self, verdict: &Verdict, attempts: u32) -> Duration {
+        const LONGEST: Duration = Duration::from_hours(24);
         let asked = if let Verdict::Retry { after } = verdict { *after } else { Duration::ZERO };
-        asked.max(self.later_after * (1 << attempts.min(6)))
+        asked.max(self.later_after.saturating_mul(1 << attempts.min(6))).min(LONGEST)
     }
 }

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "every test binary uses another part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+mod shutter;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,6 +14,8 @@ use pageless::{
     Allocation, Cause, Explanation, FRAME_BYTES, Intent, Mapping, MetadataOnly, Operation, Pfn, PfnRange, Policy, Pool, Refusal,
     Request, RetryPolicy, RunSet, Stats, Stretch, Stuck, Verdict, Withdrawn,
 };
+#[allow(unused_imports, reason = "every test binary uses another part of it")]
+pub(crate) use shutter::Shutter;
 
 /// The bytes of the frames `from..to` of an allocation.
 pub(crate) const fn pages(from: u64, to: u64) -> Range<u64> {

@@ -98,7 +98,7 @@ pub fn ratio(large: f64, small: f64) -> String {
 /// A count with its noun in the right number: `1 frame`, `262,144 frames`.
 #[must_use]
 pub fn counted(number: u64, noun: &str) -> String {
-    format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
+    format!("{} {noun}{}", count(number), if number == 1 || noun.ends_with("iB") { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The command `pageless`: its arguments, the tour, and how the tour is told.
 //!
-//! Read in this order: [`args`] is what may be said; [`tour`] is the story; [`narrate`] tells it as it happens and remembers it;
+//! Read in this order: [`args`] is what may be said; [`tour`] is the story, a chapter in each file of `story`; [`narrate`] tells it as it happens and remembers it;
 //! [`refcount`] measures the comparison; [`report`] is what was found; [`deliver`] prints it, with the [`map`] and the
 //! page of [`html`].
 #![forbid(unsafe_code)]

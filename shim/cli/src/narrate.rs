@@ -74,7 +74,8 @@ impl Narrator {
     pub fn line(&mut self, text: impl Display) {
         self.flush_outcomes();
         let text = text.to_string();
-        let wrapped = wrap(&text, self.columns, "   ");
+        // What follows the first line hangs, so that one sees where the next sentence begins.
+        let wrapped = wrap(&text, self.columns, "     ").replacen("     ", "   ", 1);
         self.current().lines.push(text);
         self.say(&wrapped);
     }

@@ -221,15 +221,20 @@ fn lens(map: &PoolMap, block: PfnRange, html: &mut String) {
         let _ = write!(lines, "M0 {y}H{LENS_ROW}");
     }
     let _ = writeln!(html, "<path class=\"mesh\" d=\"{lines}\"/></svg>");
-    let withdrawn = |window: PfnRange| -> u64 {
-        map.within(window).filter(|(_, cell)| cell.kind.is_withdrawn()).map(|(part, _)| part.frames()).sum()
+    let sum = |window: PfnRange, wanted: fn(CellKind) -> bool| -> u64 {
+        map.within(window).filter(|(_, cell)| wanted(cell.kind)).map(|(part, _)| part.frames()).sum()
+    };
+    let withdrawn = |window: PfnRange| sum(window, CellKind::is_withdrawn);
+    let waiting = match sum(block, |kind| kind == CellKind::Released) {
+        0 => String::new(),
+        frames => format!(" {} beside them wait: this memory proves them only together.", figures::count(frames)),
     };
     let gib = PfnRange::block(block.start(), Order::GIB1).intersect(map.frames()).unwrap_or(block);
     let _ = write!(
         html,
         "<figcaption><code>{block}</code> {}</figcaption>\n</figure>\n",
         esc(&format!(
-            "{} of its {} are withdrawn; in its whole GiB, {} of {} are.",
+            "{} of its {} are withdrawn; in its whole GiB, {} of {} are.{waiting}",
             figures::count(withdrawn(block)),
             figures::counted(block.frames(), "frame"),
             figures::count(withdrawn(gib)),

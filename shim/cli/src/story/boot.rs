@@ -51,7 +51,9 @@ pub(super) fn arrive(story: &mut Story<'_>) -> anyhow::Result<(Guest, Guest)> {
     story.tell.chapter("Two guests get memory");
     let mut guests = Vec::new();
     for (name, bytes) in [("vm-a", share(2)), ("vm-b", share(3))] {
+        let waiting = story.tell.spinner(&format!("taking memory for {name}"));
         let guest = Guest::arrive(&story.pool, &story.ground.memory, name, bytes)?;
+        drop(waiting);
         story.named.push((guest.ram.id(), name));
         let runs = figures::counted(guest.ram.extents().len() as u64, "run");
         story.tell.line(format!(
@@ -131,7 +133,7 @@ impl Plan {
     }
 }
 
-/// The guest writes to its memory. What it finds there first must be empty.
+/// The guest maps all of its memory and writes to parts of it.
 fn write_secrets(story: &mut Story<'_>, guest: &Guest, plan: &Plan) -> anyhow::Result<()> {
     guest.map(0..guest.ram.bytes())?;
     for &offset in &plan.secrets {

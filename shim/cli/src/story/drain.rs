@@ -6,7 +6,7 @@ use pageless::PfnRange;
 use super::guest::Guest;
 use super::pin::Pinned;
 use super::torn::Broken;
-use super::{Story, amount};
+use super::{Story, amount, place};
 
 /// Lets the pin go, and asks about everything again.
 pub(super) fn tell(story: &mut Story<'_>, guest: &Guest, pinned: Pinned, broken: &Broken) -> anyhow::Result<()> {
@@ -31,23 +31,29 @@ pub(super) fn tell(story: &mut Story<'_>, guest: &Guest, pinned: Pinned, broken:
             amount(freed.frames())
         ));
     }
-    let never = story.pool.retry(pinned.failed);
-    if never.freed.overlaps(pinned.failed) {
-        bail!("the failed frame {} was freed: a bug of pageless", pinned.failed);
-    }
-    story
-        .tell
-        .line(format!("The failed frame {} is asked about no more. \"What happened to it?\" explain() answers:", pinned.failed));
-    if let Some(explained) = story.pool.explain(pinned.failed.start()) {
-        explained.to_string().lines().for_each(|line| story.tell.line(line));
+    if let Some(failed) = pinned.failed {
+        explain(story, failed)?;
     }
     let busy = PfnRange::single(guest.frame(broken.busy)?);
     guest.ept.mend(busy.start());
     let recovered = story.pool.retry(busy).recovered;
     story.tell.line(format!(
-        "The TD of vm-a is not busy any more, so the pool's retry proves {busy} as well: {} conversion is completed later. The device still \
-         has its frame.",
+        "The TD of vm-a is not busy any more, so the pool's retry proves {} as well: {} conversion is completed later. The device still has \
+         its frame.",
+        place(busy),
         if recovered.overlaps(busy) { "its" } else { "no" }
     ));
+    Ok(())
+}
+
+/// A frame that failed does not come back, and the pool can say why.
+fn explain(story: &mut Story<'_>, failed: PfnRange) -> anyhow::Result<()> {
+    if story.pool.retry(failed).freed.overlaps(failed) {
+        bail!("the failed frame {failed} was freed: a bug of pageless");
+    }
+    story.tell.line(format!("The failed frame {} stays lost. \"What happened to it?\" explain() answers:", place(failed)));
+    if let Some(explained) = story.pool.explain(failed.start()) {
+        explained.to_string().lines().for_each(|line| story.tell.line(line));
+    }
     Ok(())
 }

@@ -21,7 +21,7 @@ mod view;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use pageless::{AllocationId, FRAME_BYTES, Pool, RunSet};
+use pageless::{AllocationId, FRAME_BYTES, PfnRange, Pool, RunSet};
 
 use crate::args::{TourSettings, Zeroing};
 use crate::figures;
@@ -171,6 +171,11 @@ fn errno_name(errno: i32) -> &'static str {
         133 => "EHWPOISON",
         _ => "other",
     }
+}
+
+/// Where frames are: one by its number, several as a range.
+fn place(frames: PfnRange) -> String {
+    if frames.frames() == 1 { frames.start().to_string() } else { frames.to_string() }
 }
 
 /// Frames as an amount of memory.

@@ -1,13 +1,13 @@
 //! A guest goes, and one of its pages is really still in use: the kernel itself refuses the proof.
 
 use anyhow::{Context, bail};
-use pageless::{FRAME_BYTES, Lost, PfnRange, Reclaimed, WaitingFor};
+use pageless::{FRAME_BYTES, Lost, PfnRange, Reclaimed, Request, WaitingFor};
 use pageless_host::pin::KernelPin;
 
 use super::guest::{FRAME, Guest};
 use super::torn::describe;
 use super::view::Fault;
-use super::{Story, amount};
+use super::{Story, amount, place};
 use crate::figures;
 
 /// What is left of a guest after its reclaim.
@@ -17,8 +17,8 @@ pub(super) struct Pinned {
     pub(super) pattern: [u8; FRAME],
     /// What the kernel refused to prove; nothing where the proof does not look for pins.
     pub(super) segment: Option<PfnRange>,
-    /// The frame whose removal failed for good.
-    pub(super) failed: PfnRange,
+    /// The frame whose removal failed for good; nothing where the guest is one segment, and that is pinned.
+    pub(super) failed: Option<PfnRange>,
 }
 
 /// Pins a page of the guest, breaks another, and reclaims its memory.
@@ -28,26 +28,30 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Pinned
     guest.write(pinned)?;
     story.written.insert(PfnRange::single(guest.frame(pinned)?));
     let pin = KernelPin::vmsplice(&guest.ept.mapping, pinned, FRAME).context("a page could not be pinned")?;
-    let failed = PfnRange::single(guest.frame(failed)?);
-    guest.ept.break_at(failed.start(), Fault::EntryStateIncorrect);
+    let failed = failed.map(|offset| guest.frame(offset)).transpose()?.map(PfnRange::single);
+    let also =
+        failed.map_or_else(String::new, |frame: PfnRange| format!(" And the removal of {} will fail for good.", place(frame)));
+    failed.iter().for_each(|frame| guest.ept.break_at(frame.start(), Fault::EntryStateIncorrect));
     story.tell.line(format!(
-        "A pipe holds one page of vm-b by reference (vmsplice, as a device or io_uring would): {}. And the removal of {failed} will fail \
-         for good. Now vm-b gives up its {}: released, which is not free.",
+        "A pipe holds one page of vm-b by reference (vmsplice, as a device or io_uring would): {}.{also} Now vm-b gives up its {}: \
+         released, which is not free.",
         guest.frame(pinned)?,
         figures::bytes(guest.ram.bytes()),
     ));
     story.note_guest(&guest);
     let pattern = guest.pattern();
     drop((guest.ept, guest.host));
-    guest.ram.release()?;
+    let released = guest.ram.release()?;
     let waiting = story.tell.spinner("asking every mapping, and the kernel, for proof");
     let reclaimed = story.pool.reclaim();
     drop(waiting);
     story.losses.note(&story.pool);
-    story.tell.line(format!("reclaim() proved and freed {}.", amount(reclaimed.freed.frames())));
+    let (freed, all) = (figures::count(reclaimed.freed.frames()), figures::count(released.frames()));
+    story.tell.line(format!("reclaim() proved and freed {freed} of its {all} frames."));
     describe(&reclaimed.lost).iter().for_each(|line| story.tell.line(line));
     tell_waiting(story, &reclaimed);
     let segment = refused_by_kernel(story, &reclaimed)?;
+    ask_for_everything(story)?;
     story.snapshot(
         "while the pin holds",
         "vm-b is gone. What was proven unreachable is free; the pinned segment is quarantined as a whole, because the kernel does not say \
@@ -57,18 +61,17 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Pinned
     Ok(Pinned { pin, pattern, segment, failed })
 }
 
-/// Two offsets in different proof granules, away from the bounce buffer.
-fn two_places(story: &mut Story<'_>, guest: &Guest) -> anyhow::Result<(u64, u64)> {
+/// Two offsets in different proof granules, where the guest has two.
+fn two_places(story: &mut Story<'_>, guest: &Guest) -> anyhow::Result<(u64, Option<u64>)> {
     let (backing, frames) = (story.pool.backing(), guest.ram.bytes() / FRAME_BYTES);
     let first = story.draw.below(frames) * FRAME_BYTES;
     for _ in 0..1000 {
         let second = story.draw.below(frames) * FRAME_BYTES;
         if first != second && backing.granule(guest.frame(first)?) != backing.granule(guest.frame(second)?) {
-            return Ok((first, second));
+            return Ok((first, Some(second)));
         }
     }
-    // One huge page is all that the guest has.
-    Ok((first, if first == 0 { FRAME_BYTES } else { 0 }))
+    Ok((first, None))
 }
 
 fn tell_waiting(story: &mut Story<'_>, reclaimed: &Reclaimed) {
@@ -86,6 +89,28 @@ fn tell_waiting(story: &mut Story<'_>, reclaimed: &Reclaimed) {
             story.ground.name
         ));
     }
+}
+
+/// Somebody asks for all that is free while the pin holds, and gives it back.
+fn ask_for_everything(story: &mut Story<'_>) -> anyhow::Result<()> {
+    let free = story.pool.stats().free;
+    let waiting = story.tell.spinner("handing out everything that is free");
+    let greedy = story.pool.allocate(Request::bytes(free * FRAME_BYTES).owner("vm-greedy"))?;
+    drop(waiting);
+    let extents: Vec<PfnRange> = greedy.extents().iter().map(|extent| extent.frames).collect();
+    let before = story.losses.reassigned;
+    story.losses.look(&story.pool, &extents);
+    story.tell.line(format!(
+        "Meanwhile somebody asks for everything that is free and gets {} frames; withdrawn ones among them: {}.",
+        figures::count(free),
+        figures::count(story.losses.reassigned - before),
+    ));
+    drop(greedy);
+    let waiting = story.tell.spinner("taking it back");
+    // What shares a segment with vm-a's replaced frame waits until vm-a goes.
+    let _reclaimed = story.pool.reclaim();
+    drop(waiting);
+    Ok(())
 }
 
 /// What the kernel refused to seal. With a proof by seal there must be something.

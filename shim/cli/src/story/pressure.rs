@@ -20,15 +20,17 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Guest>
     let stats = story.pool.stats();
     let still = reclaimed.waiting.iter().map(|waiting| waiting.frames.frames()).sum::<u64>();
     story.tell.line(format!(
-        "vm-a goes too: {} are freed. Of {} frames {} are free now, {} are withdrawn, and {} wait beside them.",
-        amount(reclaimed.freed.frames()),
+        "vm-a goes too, and {} frames are freed. Of {} frames {} are free now, {} are withdrawn, and {} wait beside them.",
+        figures::count(reclaimed.freed.frames()),
         figures::count(stats.frames),
         figures::count(stats.free),
         figures::count(standing(&story.pool).frames()),
         figures::count(still),
     ));
     let all = Request::bytes(stats.free * FRAME_BYTES).owner("vm-c");
+    let waiting = story.tell.spinner("handing out everything that is free");
     let last = Guest::with(&story.ground.memory, "vm-c", story.pool.allocate(all)?)?;
+    drop(waiting);
     story.named.push((last.ram.id(), "vm-c"));
     match story.pool.allocate(Request::bytes(FRAME_BYTES).owner("vm-d")) {
         Err(AllocateError::NotEnough { .. }) => {}
@@ -37,11 +39,8 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Guest>
     }
     let extents: Vec<PfnRange> = last.ram.extents().iter().map(|extent| extent.frames).collect();
     story.losses.look(&story.pool, &extents);
-    let runs = figures::counted(extents.len() as u64, "run");
-    story.tell.line(format!(
-        "vm-c asks for every free frame and gets {} in {runs}; one frame more is refused.",
-        figures::bytes(last.ram.bytes())
-    ));
+    let (frames, runs) = (figures::count(stats.free), figures::counted(extents.len() as u64, "run"));
+    story.tell.line(format!("vm-c asks for all {frames} free frames and gets them, in {runs}. One frame more is refused."));
     let found = story.losses.reassigned;
     story.tell.line(format!("Withdrawn frames among what was handed out: {}.", figures::count(found)));
     tell_neighbours(story, &extents);
@@ -57,13 +56,18 @@ fn tell_neighbours(story: &mut Story<'_>, extents: &[PfnRange]) {
     let pool: RunSet = story.pool.nodes().iter().map(|node| node.frames).collect();
     let gibs = gibs.intersection(&pool);
     let used: u64 = extents.iter().flat_map(|run| gibs.clipped(*run)).map(PfnRange::frames).sum();
-    if !gibs.is_empty() {
-        story.tell.line(format!(
-            "The withdrawn frames lie in {}, of which {} were handed out: a bad frame does not cost its GiB.",
-            amount(gibs.frames()),
-            amount(used)
-        ));
+    if gibs.is_empty() {
+        return;
     }
+    let granule = story.pool.backing().proof().granule_frames;
+    let price = match granule {
+        1 => "a bad frame costs itself and nothing else".to_owned(),
+        frames if frames < Order::GIB1.frames() => format!("a bad frame costs its segment of {}, not its GiB", amount(frames)),
+        frames => format!("a bad frame costs its segment, and on this memory and in this size that is {}", amount(frames)),
+    };
+    let (all, used) = (figures::count(gibs.frames()), figures::count(used));
+    let whose = figures::counted(gibs.runs().iter().map(|run| run.frames().div_ceil(Order::GIB1.frames())).sum(), "GiB");
+    story.tell.line(format!("The withdrawn frames lie in {whose}. Of the {all} frames there {used} were handed out: {price}."));
 }
 
 /// Reads every frame that somebody wrote to before and that vm-c has now.

@@ -7,7 +7,7 @@ use super::answers::{expect_refusal, refused};
 use super::boot::STAGE;
 use super::guest::Guest;
 use super::view::Fault;
-use super::{Story, amount};
+use super::{Story, amount, place};
 use crate::figures;
 
 /// The device that keeps a frame for DMA, and does not let go.
@@ -71,7 +71,7 @@ fn machine_check(story: &mut Story<'_>, guest: &Guest, near: u64) -> anyhow::Res
 }
 
 fn partition(done: &RunSet) -> String {
-    let runs: Vec<String> = done.runs().iter().map(ToString::to_string).collect();
+    let runs: Vec<String> = done.runs().iter().copied().map(place).collect();
     format!(
         "{} in {} ({})",
         figures::counted(done.frames(), "frame"),
@@ -94,5 +94,5 @@ fn sentence(lost: &Lost, frames: PfnRange) -> String {
         (Some(_), None) => "asked about again later".to_owned(),
         (None, None) => "for good".to_owned(),
     };
-    format!("Lost: {frames}, {size}, {}, {then}: {}.", lost.state(), lost.cause())
+    format!("Lost: {}, {size}, {}, {then}: {}.", place(frames), lost.state(), lost.cause())
 }

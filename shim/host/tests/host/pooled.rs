@@ -188,6 +188,8 @@ fn a_conversion_that_was_stuck_is_completed_by_a_later_proof_and_scrubbed() {
         let Err(Convert::Torn { done, lost }) = ram.share(0..MIB) else { panic!("not torn") };
         assert_eq!((done.frames(), lost[0].frames()), (254, stuck));
         assert_eq!(memory.withdrawn().runs(), [stuck]);
+        let pass = pool.retry(stuck);
+        assert_eq!((pass.recovered.frames(), pass.withdrawn.runs()), (0, &[stuck][..]), "still stuck, and said so");
         sticky.stuck.store(false, Ordering::Relaxed);
         let pass = pool.retry(stuck);
         assert_eq!(pass.recovered.runs(), [stuck], "{proof:?}: {pass:?}");

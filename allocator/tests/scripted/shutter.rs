@@ -1,0 +1,101 @@
+//! A backing that remembers what it was told, and looks at the pool whenever it touches memory.
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use pageless::{Backing, Cause, Identity, NodeFrames, Operation, Pfn, PfnRange, Pool, ProofScope, RunSet, Stuck, Verdict};
+
+/// Memory in granules of a few frames, whose pages can be shut.
+#[derive(Default)]
+pub(crate) struct Shutter {
+    frames: u64,
+    granule: u64,
+    pool: OnceLock<Pool>,
+    shut: Mutex<RunSet>,
+    proven: Mutex<RunSet>,
+    scrubbed: Mutex<RunSet>,
+    stuck: Mutex<Option<(PfnRange, Verdict)>>,
+}
+
+impl Shutter {
+    /// A pool over frames `0..frames`, proven `granule` at a time.
+    pub(crate) fn pool(frames: u64, granule: u64) -> (Pool, Arc<Self>) {
+        let shutter = Arc::new(Self { frames, granule, ..Self::default() });
+        let pool = Pool::builder().shared_backing(shutter.clone()).policy(super::IMPATIENT).build().unwrap();
+        assert!(shutter.pool.set(pool.clone()).is_ok());
+        (pool, shutter)
+    }
+
+    /// From now on proofs of these frames do not come, or do again.
+    pub(crate) fn sticks(&self, stuck: Option<(PfnRange, Verdict)>) {
+        *self.stuck.lock().unwrap() = stuck;
+    }
+
+    /// The frames whose pages are shut.
+    pub(crate) fn shut(&self) -> RunSet {
+        self.shut.lock().unwrap().clone()
+    }
+
+    /// The frames that were proven since the last time.
+    pub(crate) fn proven(&self) -> RunSet {
+        std::mem::take(&mut self.proven.lock().unwrap())
+    }
+
+    /// The frames that were zeroed since the last time.
+    pub(crate) fn scrubbed(&self) -> RunSet {
+        std::mem::take(&mut self.scrubbed.lock().unwrap())
+    }
+
+    /// Whoever touches a page that is shut, or bears a mark that only evidence lifts, gives it to somebody else.
+    fn assert_open(&self, frames: PfnRange) {
+        assert!(!self.shut.lock().unwrap().overlaps(frames), "{frames} is shut");
+        let pool = self.pool.get().unwrap();
+        for pfn in frames.iter() {
+            // Also shows that no lock is held meanwhile.
+            let state = pool.explain(pfn).unwrap().state;
+            assert!(!state.failed && !state.poisoned, "{pfn} is {state:?}");
+        }
+    }
+}
+
+impl Backing for Shutter {
+    fn identity(&self) -> Identity {
+        Identity::Synthetic
+    }
+
+    fn nodes(&self) -> Vec<NodeFrames> {
+        vec![NodeFrames { node: 0, frames: super::run(0, self.frames) }]
+    }
+
+    fn proof(&self) -> ProofScope {
+        ProofScope { method: "a script".into(), covers: "".into(), blind_to: "".into(), granule_frames: self.granule }
+    }
+
+    fn granule(&self, pfn: Pfn) -> PfnRange {
+        let start = pfn.get() / self.granule * self.granule;
+        super::run(start, start + self.granule)
+    }
+
+    fn scrub(&self, _: &Operation, frames: PfnRange) -> Result<(), Stuck> {
+        self.assert_open(frames);
+        self.scrubbed.lock().unwrap().insert(frames);
+        Ok(())
+    }
+
+    fn prove(&self, _: &Operation, frames: PfnRange) -> Result<(), Stuck> {
+        self.assert_open(frames);
+        let stuck = self.stuck.lock().unwrap().clone();
+        if let Some((at, verdict)) = stuck.and_then(|(at, verdict)| Some((at.intersect(frames)?, verdict))) {
+            return Err(Stuck { at, verdict, cause: Cause::new("F_ADD_SEALS(F_SEAL_WRITE)", 16, "EBUSY") });
+        }
+        self.proven.lock().unwrap().insert(frames);
+        Ok(())
+    }
+
+    fn keep_shut(&self, frames: PfnRange) {
+        self.shut.lock().unwrap().insert(frames);
+    }
+
+    fn lift(&self, frames: PfnRange) {
+        self.shut.lock().unwrap().remove(frames);
+    }
+}
