@@ -30,7 +30,7 @@ pub struct Reclaimed {
     pub lost: BTreeMap<Pfn, Withdrawal>,
     /// Released, sound, and what they may be said to wait for.
     pub waiting: BTreeMap<Pfn, BTreeSet<Waiting>>,
-    /// Released, and withdrawn from before.
+    /// Withdrawn from before: released, or a live owner's that this pass asked about.
     pub withdrawn: RunSet,
 }
 
@@ -80,6 +80,7 @@ impl Model {
         }
         if frame.state.poisoned {
             asked.losses.insert(pfn, NoProof::ForNow);
+            told.withdrawn.insert(crate::PfnRange::single(pfn));
             return;
         }
         let mut loss = self.wanted(id, pfn).find_map(|mapping| match oracle.prepare(mapping.slot) {
@@ -105,7 +106,7 @@ impl Model {
                 self.step(pfn, FrameEvent::LoseForGood);
                 told.lost.insert(pfn, Withdrawal::Failed);
             }
-            Some(NoProof::ForNow) => {}
+            Some(NoProof::ForNow) => told.withdrawn.insert(crate::PfnRange::single(pfn)),
         }
     }
 
