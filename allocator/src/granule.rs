@@ -98,7 +98,7 @@ fn prove_one(pool: &Inner, granule: PfnRange, proven: &RunSet, op: &Operation, r
         within.iter().filter_map(|recall| recall.op.frames.intersect(granule)).for_each(|run| pool.backing.keep_shut(run));
     }
     // Free frames were proven when they became free, and nobody has had them since.
-    pool.transit.leave(&claimed, || placement::return_sound(pool, &claimed));
+    pool.transit.leave(&claimed, || placement::put_back(&pool.records, &claimed));
     match (sound, losses.runs().is_empty()) {
         (false, _) => Proof::Incomplete,
         (true, true) => Proof::Proven,

@@ -3,7 +3,6 @@
 use pageless_metadata::{Order, Pfn, PfnRange};
 
 use crate::frames::{Buildable, Frames};
-use crate::pool::Inner;
 use crate::record::{Node, Records};
 use crate::request::{AllocateError, NodeChoice, Request};
 
@@ -13,7 +12,7 @@ pub(crate) fn take(records: &Records, request: &Request) -> Result<Vec<PfnRange>
     let (frames, order) = (request.frames(), request.order);
     // One node that has everything, before several that have parts: remote memory is slow.
     for node in &nodes {
-        if let Some(runs) = take_from(&node.frames, frames, order, request.contiguous) {
+        if let Some(runs) = take_from(records, &node.frames, frames, order, request.contiguous) {
             return Ok(runs);
         }
     }
@@ -30,10 +29,13 @@ pub(crate) fn take(records: &Records, request: &Request) -> Result<Vec<PfnRange>
     Err(not_enough(&nodes, request))
 }
 
-/// Puts runs that nobody has had back into their frame layers.
+/// Puts runs that nobody has had back into their frame layers, except what was withdrawn while it was out.
 pub(crate) fn put_back(records: &Records, runs: &[PfnRange]) {
     for piece in runs.iter().flat_map(|run| records.pieces(*run)) {
-        put(records, piece.frames);
+        let gib = records.record(piece.record).lock();
+        for span in gib.sound_runs(piece.span) {
+            put(records, span.in_gib_of(piece.frames.start()));
+        }
     }
 }
 
@@ -44,16 +46,6 @@ pub(crate) fn put(records: &Records, frames: PfnRange) {
     if let Err(error) = node.frames.put(frames) {
         tracing::error!(%frames, %error, "frames were free already; they stay out of the pool");
         debug_assert!(false, "put {frames}: {error}");
-    }
-}
-
-/// Puts frames back, except those that were withdrawn while they were out.
-pub(crate) fn return_sound(pool: &Inner, runs: &[PfnRange]) {
-    for piece in runs.iter().flat_map(|run| pool.records.pieces(*run)) {
-        let gib = pool.records.record(piece.record).lock();
-        for span in gib.sound_runs(piece.span) {
-            put(&pool.records, span.in_gib_of(piece.frames.start()));
-        }
     }
 }
 
@@ -73,7 +65,7 @@ fn candidates(records: &Records, choice: NodeChoice) -> Result<Vec<&Node>, Alloc
     Ok(first)
 }
 
-fn take_from(layer: &Frames, frames: u64, order: Order, contiguous: bool) -> Option<Vec<PfnRange>> {
+fn take_from(records: &Records, layer: &Frames, frames: u64, order: Order, contiguous: bool) -> Option<Vec<PfnRange>> {
     let align = order.max(Order::largest_fit(Pfn::new(0), frames));
     let run = if align.frames() == frames {
         layer.take(align).map(|start| PfnRange::block(start, align))
@@ -93,11 +85,7 @@ fn take_from(layer: &Frames, frames: u64, order: Order, contiguous: bool) -> Opt
     let mut left = frames;
     let taken = take_blocks(layer, &mut left, order);
     if left > 0 {
-        taken.into_iter().for_each(|run| {
-            // The layer has just given the run out, so it takes it back.
-            let put = layer.put(run);
-            debug_assert!(put.is_ok(), "{put:?}");
-        });
+        put_back(records, &taken);
         return None;
     }
     Some(touching_merged(taken))

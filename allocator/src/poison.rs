@@ -153,7 +153,7 @@ impl Inner {
             Ok(self.unmark(&marked, state, in_transit, &mut sound))
         })?;
         sound.into_iter().for_each(|run| self.open(run));
-        self.transit.leave(&freed, || placement::return_sound(self, &freed));
+        self.transit.leave(&freed, || placement::put_back(&self.records, &freed));
         marked.into_iter().flat_map(|run| self.records.pieces(run)).for_each(|piece| {
             self.journal.write(piece.frames, None, kind.clone());
         });

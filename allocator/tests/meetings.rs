@@ -218,7 +218,7 @@ fn quarantined() -> World {
 #[test]
 fn a_later_proof_completes_the_conversion_of_a_live_owner() {
     let world = quarantined();
-    assert_eq!(world.pool.retry(run(0, 16)).withdrawn, set([(2, 4)]), "every frame that is asked about is told of");
+    assert_eq!(world.pool.retry(run(0, 16)).withdrawn, set([(2, 4)]), "asked about, and not proven");
     assert_eq!(world.pool.withdrawn()[0].attempts, 1);
     world.ept.heals();
     let told = world.pool.reclaim();

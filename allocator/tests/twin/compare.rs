@@ -37,7 +37,7 @@ fn same_refused(refused: &Refused, expected: &ModelRefused) -> bool {
         }
         (P::Poisoned { offset, frames }, M::Poisoned { offset: at, frames: many }) => (offset, frames) == (at, many),
         (P::NotOneLeaf { offset, bytes, .. }, M::NotOneLeaf { offset: at, order }) => offset == at && *bytes == order.bytes(),
-        (P::Mapping { mapping, .. }, M::Mapping { name }) => mapping == name,
+        (P::Mapping { mapping, .. }, M::Mapping { name }) => mapping.trim_end_matches(" (detached)") == name,
         (P::NoSuchMapping { .. }, M::NoSuchMapping) | (P::NameTaken { .. }, M::NameTaken) => true,
         _ => false,
     }

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use pageless::metadata::HoldId;
-use pageless::metadata::model::{Begun, Demand, Ended, FromNode, OpenOperation};
+use pageless::metadata::model::{Begun, Demand, Ended, FromNode};
 use pageless::{
     AllocateError, Allocation, AllocationId, Blocked, Cause, Convert, Converted, Detach, FRAME_BYTES, HolderId, Intent,
     LiftRefused, NodeChoice, Pfn, PfnRange, Request, RunSet,
@@ -311,6 +311,7 @@ fn detach(world: &Arc<World>, allocation: u8, slot: usize, trouble: &Trouble, me
     let before = world.stage.enter(&script, happening(world, meeting));
     let answer = caught(|| handle.detach(NAMES[slot]));
     world.stage.leave(before);
+    let mut swept = false;
     let ended = match begun {
         Err(refused) => {
             let Some(Err(Detach::Blocked(blocked))) = answer else { panic!("{answer:?}, not {refused:?}") };
@@ -321,9 +322,14 @@ fn detach(world: &Arc<World>, allocation: u8, slot: usize, trouble: &Trouble, me
             assert_eq!(*answer.unwrap().unwrap().still_asked_about(), rest);
             return;
         }
-        Ok(Begun::Open(operation)) => end_detach(world, &operation, &script),
+        Ok(Begun::Open(operation)) => {
+            let mut model = lock(&world.model);
+            swept = model.is_swept(&operation);
+            model.end(&operation, &script)
+        }
     };
-    let detached = !lock(&world.model).mappings(id).contains(&NAMES[slot]);
+    // By this call: when it was declared hung, another one may have done it.
+    let detached = !swept && !lock(&world.model).mappings(id).contains(&NAMES[slot]);
     match (answer, ended) {
         (None, Ended::Panicked) => {}
         (Some(Err(Detach::Blocked(blocked))), Ended::Refused(why)) => same_refusal(&blocked, &why),
@@ -343,10 +349,6 @@ fn detach(world: &Arc<World>, allocation: u8, slot: usize, trouble: &Trouble, me
         (answer, ended) => panic!("the pool says {answer:?}, the model {ended:?}"),
     }
     world.tell("detached");
-}
-
-fn end_detach(world: &World, operation: &OpenOperation, script: &Script) -> Ended {
-    lock(&world.model).end(operation, script)
 }
 
 fn release(world: &Arc<World>, allocation: u8) {

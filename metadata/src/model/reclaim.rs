@@ -30,7 +30,7 @@ pub struct Reclaimed {
     pub lost: BTreeMap<Pfn, Withdrawal>,
     /// Released, sound, and what they may be said to wait for.
     pub waiting: BTreeMap<Pfn, BTreeSet<Waiting>>,
-    /// Withdrawn from before: released, or a live owner's that this pass asked about.
+    /// Withdrawn from before, and still: what is released, and what this pass asked about.
     pub withdrawn: RunSet,
 }
 
@@ -79,6 +79,7 @@ impl Model {
             }
         }
         if frame.state.poisoned {
+            // Nothing to come back to: nobody is asked.
             asked.losses.insert(pfn, NoProof::ForNow);
             told.withdrawn.insert(crate::PfnRange::single(pfn));
             return;
