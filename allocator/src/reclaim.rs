@@ -33,7 +33,7 @@ pub struct Reclaimed {
     pub lost: Vec<Lost>,
     /// Still released, and sound.
     pub waiting: Vec<Waiting>,
-    /// Still withdrawn from before.
+    /// Still withdrawn from before: released frames, and those of live owners that this pass asked about.
     pub withdrawn: RunSet,
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Kept by `map_guard` in guard.rs, which refuses what converts or is withdrawn, and by `drained` in pool.rs, which waits for
 //! the guards that are out before anybody is asked.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod scripted;
 
