@@ -49,16 +49,17 @@ impl Inner {
         for mark in marks {
             let tenant = gib.tenants(mark.span).next().map(|(_, tenant)| tenant);
             let owned = tenant.and_then(|tenant| self.owners.lock().get(&tenant.allocation).cloned());
-            let intent = if tenant.is_some_and(|tenant| tenant.released) { Intent::Reclaim } else { mark.intent };
             // Before the mark goes: see `OpenOperation::still_marked`.
             self.swept_marks.fetch_add(1, Ordering::AcqRel);
             for part in changing(&gib, mark) {
                 for (span, ended) in gib.finish(operation, part, Ending::Quarantine) {
-                    let frames = span.in_gib_of(pool_frames.start());
-                    if let (Ended::Lost, Some(owned)) = (ended, &owned) {
-                        self.withdraw(owned, intent, frames, &Verdict::Retry { after: Duration::ZERO }, &cause);
-                        lost.extend(self.receipts(frames));
+                    let (Ended::Lost, Some(owned)) = (ended, &owned) else { continue };
+                    for (part, tenant) in gib.tenants(span) {
+                        let intent = if tenant.released { Intent::Reclaim } else { mark.intent };
+                        let part = part.in_gib_of(pool_frames.start());
+                        self.withdraw(owned, intent, part, &Verdict::Retry { after: Duration::ZERO }, &cause);
                     }
+                    lost.extend(self.receipts(span.in_gib_of(pool_frames.start())));
                 }
             }
             if target(mark.intent).is_some() {

@@ -181,9 +181,12 @@ impl<'p> OpenOperation<'p> {
                         }
                         (Ended::Released, _) => partition.released.insert(frames),
                         (Ended::Lost, Some(loss)) => {
-                            let gone = gib.tenants(span).any(|(_, tenant)| tenant.released);
-                            let intent = if gone { Intent::Reclaim } else { self.intent };
-                            pool.withdraw(self.owned, intent, frames, &loss.verdict, &loss.cause);
+                            // One of them may have been poisoned and replaced meanwhile; it alone is released.
+                            for (part, tenant) in gib.tenants(span) {
+                                let intent = if tenant.released { Intent::Reclaim } else { self.intent };
+                                let part = part.in_gib_of(piece.frames.start());
+                                pool.withdraw(self.owned, intent, part, &loss.verdict, &loss.cause);
+                            }
                             // Read back, because some of them may be poisoned too, which is worse.
                             partition.lost.extend(pool.receipts(frames));
                         }
