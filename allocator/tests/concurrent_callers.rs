@@ -104,8 +104,8 @@ fn shared_verb(tally: &Arc<Tally>, ram: &Allocation, holds: &mut Vec<Hold>) {
     let range = some_range(ram);
     let frames = (range.end - range.start) / FRAME_BYTES;
     match roll(16) {
-        0..4 => drop(survived(|| ram.share(range)).map(|answer| check_conversion(tally, answer, frames))),
-        4..7 => drop(survived(|| ram.unshare(range)).map(|answer| check_conversion(tally, answer, frames))),
+        0..4 => survived(|| ram.share(range)).into_iter().for_each(|answer| check_conversion(tally, answer, frames)),
+        4..7 => survived(|| ram.unshare(range)).into_iter().for_each(|answer| check_conversion(tally, answer, frames)),
         7..11 => {
             if let Ok(guard) = ram.map_guard(NAMES[1], range) {
                 guard.extents().iter().for_each(|extent| tally.maps(ram.id(), extent.frames));
@@ -118,7 +118,9 @@ fn shared_verb(tally: &Arc<Tally>, ram: &Allocation, holds: &mut Vec<Hold>) {
         12 => holds.clear(),
         13 => drop(ram.plan(range, pageless::Intent::Share)),
         14 => replace_lost(tally, ram),
-        _ => drop(survived(|| ram.demote(range.start, Order::BASE))),
+        _ => {
+            let _asked_for = survived(|| ram.demote(range.start, Order::BASE));
+        }
     }
 }
 
@@ -145,7 +147,7 @@ fn tenant(pool: &Pool, tally: &Arc<Tally>, shared: &Allocation, owner: &str, rou
         let mut holds = Vec::new();
         let frames = if roll(8) == 0 { 512 } else { 1 + roll(60) };
         let Some(ram) = allocate(pool, tally, frames, owner) else {
-            drop(survived(|| check_reclaimed(tally, &pool.reclaim())));
+            survived(|| check_reclaimed(tally, &pool.reclaim()));
             continue;
         };
         for _ in 0..roll(12) {

@@ -21,7 +21,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use scripted::{IMPATIENT, run};
 
-const FRAMES: u64 = 2048;
+const FRAMES: u64 = 512;
 const CONVERSIONS: u64 = 1_000_000;
 /// Every so many invalidations one is lost for good.
 const LOSSES: u64 = 50_000;
@@ -102,6 +102,10 @@ fn fault(ram: &Allocation, table: &Table, seed: u64, left: &AtomicU64) -> u64 {
         let end = (start + dice.random_range(1..4)).min(FRAMES);
         match ram.map_guard("ept", start * FRAME_BYTES..end * FRAME_BYTES) {
             Ok(guard) => {
+                // Some faults take their time: that is when a conversion must wait.
+                if dice.random_ratio(1, 8) {
+                    (0..dice.random_range(0..1000)).for_each(|_| std::hint::spin_loop());
+                }
                 let bits = guard.extents().iter().flat_map(|extent| table.bits(extent.frames));
                 bits.for_each(|bit| bit.store(true, Ordering::SeqCst));
                 faults += 1;

@@ -4,6 +4,7 @@
 //! `cargo test -p pageless --features shuttle --test shuttle_pool`
 #![cfg(feature = "shuttle")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+#![allow(clippy::cast_possible_truncation, reason = "eight frames")]
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -220,10 +221,11 @@ fn a_detach_never_takes_off_another_mapping_that_got_its_name() {
         let second = Arc::new(Table::default());
         at_once([
             act!([ram] drop(ram.detach("ept"))),
-            act!([ram, second] if ram.detach("ept").is_ok() && ram.attach("ept", second.clone()).is_ok() {
-                if let Ok(guard) = ram.map_guard("ept", pages(0, 2)) {
-                    guard.extents().iter().for_each(|extent| second.map(extent.frames.iter()));
-                }
+            act!([ram, second] if ram.detach("ept").is_ok()
+                && ram.attach("ept", second.clone()).is_ok()
+                && let Ok(guard) = ram.map_guard("ept", pages(0, 2))
+            {
+                guard.extents().iter().for_each(|extent| second.map(extent.frames.iter()));
             }),
         ]);
         settle(&pool);

@@ -1,6 +1,6 @@
 //! I12: a withdrawn page of a synthetic backing is never punched, truncated or closed while its mark stands.
 //!
-//! [`Shutter`] panics when it is asked to touch a page that is shut, failed or poisoned.
+//! [`Shutter`] remembers being asked to touch a page that is shut, failed or poisoned, and its `shut` asserts that it was not.
 
 use std::sync::Arc;
 

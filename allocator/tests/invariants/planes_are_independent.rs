@@ -2,7 +2,7 @@
 
 use pageless::{Cause, Verdict, Withdrawal};
 
-use crate::scripted::{NOT_NOW, World, books, pages, run, set};
+use crate::scripted::{NOT_NOW, World, books, pages, run, set, while_parked};
 
 fn marks(pool: &pageless::Pool, frame: u64) -> Vec<Withdrawal> {
     pool.explain(run(frame, frame + 1).start()).unwrap().marks.into_iter().map(|mark| mark.state).collect()
@@ -48,6 +48,28 @@ fn the_proof_of_a_quarantined_frame_leaves_its_poison() {
     assert!(marks(&pool, 3).contains(&Withdrawal::Poisoned));
     assert!(!pool.is_free(run(3, 4).start()));
     books(&pool);
+}
+
+/// Kept by `Gib::prove_later` again: here the poison comes when the proof is nearly there, and nobody has looked for it.
+#[test]
+fn poison_that_strikes_during_the_proof_of_a_quarantined_frame_stays() {
+    for dies in [false, true] {
+        let World { pool, ram, ept } = World::of(8);
+        ram.share(pages(0, 8)).unwrap();
+        ept.sticks(run(2, 5), NOT_NOW);
+        drop(ram.unshare(pages(0, 8)));
+        ept.heals();
+        if dies {
+            pool.owner_died("vm-42");
+        }
+        let parked = ept.parks();
+        let strike = || pool.poison(run(3, 4), Cause::new("MCE", 1, ""));
+        let (told, _) = while_parked(parked, || pool.retry(run(2, 5)), strike);
+        assert!(!told.freed.overlaps(run(3, 4)) && !told.recovered.overlaps(run(3, 4)), "{told:?}");
+        assert!(marks(&pool, 3).contains(&Withdrawal::Poisoned));
+        assert!(!pool.is_free(run(3, 4).start()));
+        books(&pool);
+    }
 }
 
 /// Kept by `Gib::lift_failed`: a quarantine ends by proof, whatever was reset.

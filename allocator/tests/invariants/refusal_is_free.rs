@@ -67,7 +67,8 @@ fn whoever_is_refused_and_by_whom_the_books_stay_the_same() {
 #[test]
 fn asking_is_free_too() {
     let (world, host) = varied();
-    (world.ept.asked(), host.asked());
+    world.ept.asked();
+    host.asked();
     let before = world.books();
     for (from, to) in [(0, 1), (0, 1536), (18, 24), (600, 1100)] {
         drop(world.ram.plan(pages(from, to), Intent::Share).unwrap());

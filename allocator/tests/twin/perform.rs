@@ -222,7 +222,10 @@ fn same_conversion(world: &World, answer: Option<Result<Converted, Convert>>, ex
 
 fn bad_range(world: &Arc<World>, allocation: u8, range: &Range<u64>) {
     let Some(handle) = world.handle(allocation) else { return };
-    if range.end <= handle.bytes() && range.start < range.end && range.start % FRAME_BYTES == 0 && range.end % FRAME_BYTES == 0 {
+    if range.end <= handle.bytes()
+        && range.start < range.end
+        && [range.start, range.end].iter().all(|edge| edge.is_multiple_of(FRAME_BYTES))
+    {
         return;
     }
     let mut model = lock(&world.model);
@@ -311,7 +314,7 @@ fn detach(world: &Arc<World>, allocation: u8, slot: usize, trouble: &Trouble, me
     let before = world.stage.enter(&script, happening(world, meeting));
     let answer = caught(|| handle.detach(NAMES[slot]));
     world.stage.leave(before);
-    let mut swept = false;
+    let swept;
     let ended = match begun {
         Err(refused) => {
             let Some(Err(Detach::Blocked(blocked))) = answer else { panic!("{answer:?}, not {refused:?}") };
