@@ -12,7 +12,9 @@ use pageless_metadata::{FRAME_BYTES, Pfn, PfnRange};
 
 use crate::{Operation, Stuck};
 
-/// Memory with frame numbers. Called from many threads at once, for disjoint frames, with no lock of pageless held.
+/// Memory with frame numbers. Called from many threads at once, for disjoint frames, with no lock of pageless held; only
+/// [`Backing::keep_shut`] and [`Backing::lift`] may be called while [`Pool::verify`](crate::Pool::verify) has to wait for it, and
+/// must not call the pool.
 pub trait Backing: Send + Sync {
     /// What the frame numbers mean.
     fn identity(&self) -> Identity;

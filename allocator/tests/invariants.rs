@@ -1,5 +1,5 @@
-//! The invariants of DESIGN §3 that the pool keeps, one file each. Every test names the line of production code that keeps
-//! its invariant, and was seen to fail with that line broken.
+//! The invariants of docs/INVARIANTS.md that the pool keeps, one file each. Every test names the line of production code that
+//! keeps its invariant, and was seen to fail with that line broken.
 //!
 //! I5 and I6 have more in `outcomes`, I8 in the workspace's `bounded_pool`, I10 beside `verify`, I11 in `no_way_back`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]

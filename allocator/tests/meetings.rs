@@ -1,4 +1,4 @@
-//! What meets a converting range (DESIGN §3): every meeting of two operations on one range.
+//! What meets a converting range (docs/ARCHITECTURE.md): every meeting of two operations on one range.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod scripted;

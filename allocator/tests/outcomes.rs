@@ -1,4 +1,4 @@
-//! The outcome table of DESIGN §4, row by row: what the caller learns, what it is over the C ABI, and that "unchanged" is
+//! The answers of docs/GLOSSARY.md, row by row: what the caller learns, what it is over the C ABI, and that "unchanged" is
 //! true of everything anyone can see.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
