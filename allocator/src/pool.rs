@@ -11,7 +11,7 @@ use crossbeam::channel::Receiver;
 use pageless_metadata::{AllocationId, HoldId, Intent, OperationId, PfnRange, RunSet, Withdrawal};
 
 use crate::allocation::Allocation;
-use crate::backing::Backing;
+use crate::backing::{Backing, Shortage};
 use crate::builder::PoolBuilder;
 use crate::extents::Extent;
 use crate::journal::{Event, EventKind, Journal};
@@ -140,10 +140,7 @@ impl Pool {
         let pool = &self.0;
         loop {
             let runs = pool.take(&request)?;
-            if let Some(shortage) = runs.iter().find_map(|run| pool.backing.commit(*run).err()) {
-                pool.transit.leave(&runs, || placement::put_back(&pool.records, &runs));
-                return Err(shortage.into());
-            }
+            pool.commit(&runs)?;
             if let Some(owned) = pool.transit.leave(&runs, || pool.assign(&runs, &request)) {
                 return Ok(Allocation { owned, pool: Arc::clone(pool) });
             }
@@ -202,6 +199,17 @@ impl Inner {
             next_allocation: AtomicU64::new(1),
             next_hold: AtomicU64::new(1),
         }
+    }
+
+    /// Makes sure that frames in transit can be touched; where they cannot, they are free again. A backing that panics gets
+    /// its panic back, and the pool its frames.
+    pub(crate) fn commit(&self, runs: &[PfnRange]) -> Result<(), Shortage> {
+        let commit = || runs.iter().try_for_each(|run| self.backing.commit(*run));
+        let committed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(commit));
+        if !matches!(committed, Ok(Ok(()))) {
+            self.transit.leave(runs, || placement::put_back(&self.records, runs));
+        }
+        committed.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Takes frames out of the frame layers. Free frames may be out for a moment, while the backing proves the rest of their

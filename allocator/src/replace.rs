@@ -6,7 +6,6 @@ use crate::allocation::Allocation;
 use crate::extents::Extent;
 use crate::journal::EventKind;
 use crate::outcome::{Blocked, Refused};
-use crate::placement;
 
 /// What `replace` did. The new frame is private and zeroed; nothing maps it yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,11 +89,7 @@ impl crate::pool::Inner {
             first.chain(rest).find_map(|node| node.frames.take(Order::BASE)).map(|pfn| vec![PfnRange::single(pfn)]).ok_or(())
         };
         let taken = self.transit.enter(take).ok()?;
-        let run = *taken.first()?;
-        if self.backing.commit(run).is_ok() {
-            return Some(run);
-        }
-        self.transit.leave(&taken, || placement::put_back(&self.records, &taken));
-        None
+        self.commit(&taken).ok()?;
+        taken.first().copied()
     }
 }

@@ -90,6 +90,17 @@ impl Mapping for Stubborn {
 }
 
 #[test]
+fn a_backing_that_panics_in_commit_costs_the_pool_no_frame() {
+    let world = World::new();
+    world.during_commit(|_, frames| panic!("no {frames}"));
+    let allocating = std::panic::AssertUnwindSafe(|| world.pool.allocate(frames(4)));
+    assert!(std::panic::catch_unwind(allocating).is_err());
+    assert_eq!(world.pool.stats().free, 8);
+    world.sound();
+    assert_eq!(world.pool.allocate(frames(8)).unwrap().bytes(), 8 * FRAME_BYTES);
+}
+
+#[test]
 fn a_frame_poisoned_while_it_is_committed_is_not_handed_out() {
     let world = World::new();
     world.during_commit(|pool, frames| {

@@ -5,5 +5,5 @@
 
 #[test]
 fn a_misuse_of_frames_does_not_compile() {
-    trybuild::TestCases::new().compile_fail("tests/compile_fail/*.rs");
+    trybuild::TestCases::new().compile_fail("compile_fail/*.rs");
 }
