@@ -1,8 +1,8 @@
 //! I1: a frame is handed out only when it is free and sound.
 
-use pageless::{Allocation, Cause, Pool, Request, RunSet, Verdict};
+use pageless::{Allocation, Cause, PfnRange, Pool, Request, RunSet, Verdict};
 
-use crate::scripted::{World, books, pages, pool_of, run, set};
+use crate::scripted::{Shutter, World, books, pages, pool_of, run, set};
 
 /// Everything that the pool still hands out, frame by frame.
 fn handed_out(pool: &Pool) -> (RunSet, Vec<Allocation>) {
@@ -58,6 +58,33 @@ fn a_frame_poisoned_in_mid_reclaim_is_not_freed_by_the_proof() {
     assert_eq!(told.lost.iter().map(pageless::Lost::frames).collect::<RunSet>(), set([(7, 9)]));
     let (frames, _taken) = handed_out(&pool);
     assert_eq!(frames, set([(0, 7), (9, 32)]));
+}
+
+/// Kept by `assign` in pool.rs, which looks again under the locks.
+#[test]
+fn a_frame_poisoned_between_being_taken_and_being_assigned_is_not_handed_out() {
+    let (pool, backing) = Shutter::pool(16, 1);
+    backing.strikes_in_commit(run(2, 4));
+    let ram = pool.allocate(Request::bytes(8 * 4096).owner("vm")).unwrap();
+    assert!(ram.extents().iter().all(|extent| !extent.frames.overlaps(run(2, 4))), "{:?}", ram.extents());
+    let stats = books(&pool).stats;
+    assert_eq!((stats.allocated, stats.free, stats.poisoned), (8, 6, 2));
+}
+
+/// Kept by `swap` in replace.rs, which looks again under the lock.
+#[test]
+fn a_replacement_poisoned_between_being_taken_and_being_assigned_gives_way_to_another() {
+    let (pool, backing) = Shutter::pool(16, 1);
+    let ram = pool.allocate(Request::bytes(8 * 4096).owner("vm")).unwrap();
+    let lost = ram.frame(0).unwrap();
+    pool.poison(PfnRange::single(lost), Cause::new("MCE", 1, ""));
+    let next = pool.allocate(Request::bytes(4096).owner("shows which comes next")).unwrap().frame(0).unwrap();
+    pool.reclaim();
+    backing.strikes_in_commit(PfnRange::single(next));
+    let replaced = ram.replace(0).unwrap();
+    assert_ne!(replaced.frame, next);
+    assert_eq!(pool.explain(replaced.frame).unwrap().state.withdrawal(), None);
+    assert_eq!(books(&pool).stats.poisoned, 2);
 }
 
 /// Kept by `swap` in replace.rs, which takes from the frame layer only: a lost frame is never put there.

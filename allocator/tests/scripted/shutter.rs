@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use pageless::{Backing, Cause, Identity, NodeFrames, Operation, Pfn, PfnRange, Pool, ProofScope, RunSet, Stuck, Verdict};
+use pageless::{
+    Backing, Cause, Identity, NodeFrames, Operation, Pfn, PfnRange, Pool, ProofScope, RunSet, Shortage, Stuck, Verdict,
+};
 
 /// Memory in granules of a few frames, whose pages can be shut.
 #[derive(Default)]
@@ -14,6 +16,8 @@ pub(crate) struct Shutter {
     proven: Mutex<RunSet>,
     scrubbed: Mutex<RunSet>,
     stuck: Mutex<Option<(PfnRange, Verdict)>>,
+    /// Poisoned in the next commit that touches them: between being taken and being assigned.
+    struck: Mutex<Option<PfnRange>>,
     /// What was asked that must never be asked. The pool catches panics of a backing, so they are kept for the test.
     violations: Mutex<Vec<String>>,
 }
@@ -30,6 +34,11 @@ impl Shutter {
     /// From now on proofs of these frames do not come, or do again.
     pub(crate) fn sticks(&self, stuck: Option<(PfnRange, Verdict)>) {
         *self.stuck.lock().unwrap() = stuck;
+    }
+
+    /// The next owner of these frames meets a machine check while they are committed for it.
+    pub(crate) fn strikes_in_commit(&self, frames: PfnRange) {
+        *self.struck.lock().unwrap() = Some(frames);
     }
 
     /// The frames whose pages are shut; asserts that nobody has touched them.
@@ -82,6 +91,15 @@ impl Backing for Shutter {
     fn granule(&self, pfn: Pfn) -> PfnRange {
         let start = pfn.get() / self.granule * self.granule;
         super::run(start, start + self.granule)
+    }
+
+    fn commit(&self, frames: PfnRange) -> Result<(), Shortage> {
+        let mut struck = self.struck.lock().unwrap();
+        if let Some(strike) = struck.take_if(|strike| strike.overlaps(frames)) {
+            drop(struck);
+            self.pool.get().unwrap().poison(strike, Cause::new("MCE", 0xbd, "uncorrectable"));
+        }
+        Ok(())
     }
 
     fn scrub(&self, _: &Operation, frames: PfnRange) -> Result<(), Stuck> {
