@@ -99,18 +99,19 @@ impl Allocation {
 
     /// Detaches a mapping, once it has proved every sound frame of the allocation unreachable through it.
     ///
-    /// Refused as busy while any frame of the allocation converts. Frames that are released or withdrawn are not part of the
-    /// proof: for those the pool keeps asking the mapping.
+    /// Refused as busy while any frame of the allocation converts, and when one is replaced meanwhile. Frames that are released
+    /// or withdrawn are not part of the proof: for those the pool keeps asking the mapping.
     pub fn detach(&self, name: &str) -> Result<Detached, Detach> {
         let no_such = || Detach::from(Refused::NoSuchMapping { name: name.to_owned() });
         let mappings = self.owned.mappings.load_full();
         let attached = mappings.iter().find(|attached| attached.is_attached() && &*attached.name == name).ok_or_else(no_such)?;
+        let generation = self.owned.extents.generation();
         let (sound, rest) = self.sound_runs();
         let only = vec![attached.clone()];
         let (proven, ended) = match OpenOperation::begin(&self.pool, &self.owned, sound, Intent::Detach)? {
             Begun::AlreadySo(_) => {
-                self.remove(attached, &rest).then_some(()).ok_or_else(no_such)?;
-                (true, Partition::default())
+                self.has(attached).then_some(()).ok_or_else(no_such)?;
+                (self.remove(attached, &rest, generation), Partition::default())
             }
             Begun::Open(mut operation) => {
                 if !self.has(attached) {
@@ -124,11 +125,8 @@ impl Allocation {
                 // An operation that was declared hung meanwhile proves nothing: the frames may have been given back, and mapped
                 // again through this very mapping.
                 let marked = operation.runs().iter().all(|run| operation.still_marked(run.frames).is_ok());
-                let proven = losses.runs().is_empty() && marked;
-                if proven {
-                    // Before the marks go: no guard can be had under this name between the proof and the removal.
-                    self.remove(attached, &rest);
-                }
+                // Removed before the marks go: no guard can be had under this name between the proof and the removal.
+                let proven = losses.runs().is_empty() && marked && self.remove(attached, &rest, generation);
                 (proven, operation.finish(losses))
             }
         };
@@ -140,9 +138,13 @@ impl Allocation {
         }
     }
 
-    /// Takes a mapping off the list, or keeps it for the frames of `rest` only; false when it is not attached any more.
-    fn remove(&self, gone: &Attached, rest: &RunSet) -> bool {
+    /// Takes a mapping off the list, or keeps it for the frames of `rest` only; false when it is not attached any more, or when
+    /// a frame was replaced since `generation`: the new frame bore no mark, so it may be mapped and nobody asked about it.
+    fn remove(&self, gone: &Attached, rest: &RunSet, generation: u64) -> bool {
         let _editing = self.owned.editing.lock();
+        if self.owned.extents.generation() != generation {
+            return false;
+        }
         let mut mappings = Mappings::clone(&self.owned.mappings.load());
         let Some(at) = mappings.iter().position(|attached| attached.is_the_same(gone)) else { return false };
         if rest.is_empty() {

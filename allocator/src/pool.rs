@@ -140,7 +140,13 @@ impl Pool {
         let pool = &self.0;
         loop {
             let runs = pool.take(&request)?;
-            pool.commit(&runs)?;
+            if let Err(shortage) = pool.commit(&runs) {
+                if pool.is_withdrawn(shortage.frames) {
+                    // Poisoned after it was taken, so the backing keeps it shut. It stays out of the pool: try again.
+                    continue;
+                }
+                return Err(shortage.into());
+            }
             if let Some(owned) = pool.transit.leave(&runs, || pool.assign(&runs, &request)) {
                 return Ok(Allocation { owned, pool: Arc::clone(pool) });
             }
@@ -210,6 +216,12 @@ impl Inner {
             self.transit.leave(runs, || placement::put_back(&self.records, runs));
         }
         committed.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Whether every frame of `frames` bears a mark.
+    fn is_withdrawn(&self, frames: PfnRange) -> bool {
+        let marked: RunSet = self.registry.lock().covering(frames).into_iter().map(|entry| entry.told.frames).collect();
+        marked.contains_range(frames)
     }
 
     /// Takes frames out of the frame layers. Free frames may be out for a moment, while the backing proves the rest of their

@@ -375,3 +375,29 @@ fn a_mapping_attached_in_mid_conversion_can_map_only_what_is_beside_it() {
     shared.unwrap();
     assert_eq!(host.asked(), []);
 }
+
+#[test]
+fn a_frame_that_replaces_another_during_a_detach_keeps_the_mapping_attached() {
+    let pool = Pool::builder().backing(pageless::MetadataOnly::new(run(0, 9))).policy(IMPATIENT).build().unwrap();
+    let ram = pool.allocate(Request::bytes(8 * 4096).owner("vm")).unwrap();
+    let (ept, host) = (Scripted::new(), Scripted::new());
+    ram.attach("ept", ept.clone()).unwrap();
+    ram.attach("host", host.clone()).unwrap();
+    ept.sticks(run(3, 4), Verdict::Never);
+    ram.share(pages(3, 4)).unwrap_err();
+    let (detached, fresh) = while_parked(
+        host.parks(),
+        || ram.detach("host"),
+        || {
+            let fresh = ram.replace(3 * 4096).unwrap().frame;
+            // The mapping may translate to the new frame now, and the detach will not ask it about that.
+            drop(ram.map_guard("host", pages(3, 4)).unwrap());
+            fresh
+        },
+    );
+    assert!(matches!(detached, Err(pageless::Detach::Blocked(Blocked::Busy { .. }))), "{detached:?}");
+    assert_eq!(ram.mappings().len(), 2);
+    ram.detach("host").unwrap();
+    assert!(host.invalidated().iter().any(|asked| asked.contains(fresh)), "{fresh} needs its proof too");
+    assert_eq!(ram.mappings().len(), 1);
+}
