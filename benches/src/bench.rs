@@ -142,8 +142,13 @@ impl Bench {
 
     /// Notes a size that was counted once.
     pub fn bytes(&mut self, contest: Contest<'_>, contender: &str, bytes: f64) {
-        let row = self.row(&contest.unit("B"), contender, 1);
-        self.rows.push(Row { median: Some(bytes), min: Some(bytes), max: Some(bytes), ..row });
+        self.once(&contest.unit("B"), contender, bytes);
+    }
+
+    /// Notes a value that does not move, and was seen once.
+    pub fn once(&mut self, contest: &Contest<'_>, contender: &str, value: f64) {
+        let row = self.row(contest, contender, 1);
+        self.rows.push(Row { median: Some(value), min: Some(value), max: Some(value), ..row });
     }
 
     /// Notes the bytes that a contender kept for `gibs` GiBs, as of a TiB.

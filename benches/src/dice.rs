@@ -35,7 +35,7 @@ impl Dice {
             let uniform = ((self.roll() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             let gap = (uniform.ln() / log) as u64;
-            let picked = at.checked_add(gap)?;
+            let picked = at.checked_add(if probability > 0.0 { gap } else { bound })?;
             at = picked.checked_add(1)?;
             (picked < bound).then_some(picked)
         })
@@ -59,6 +59,7 @@ mod tests {
         let picked: Vec<u64> = Dice::new(1).pick(1_000_000, 0.1).collect();
         assert!((97_000..103_000).contains(&picked.len()), "{}", picked.len());
         assert!(picked.is_sorted_by(|a, b| a < b) && picked.iter().all(|&picked| picked < 1_000_000));
+        assert_eq!(Dice::new(1).pick(1_000_000, 0.0).count(), 0);
     }
 
     #[test]

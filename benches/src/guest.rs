@@ -18,6 +18,10 @@ impl Mapping for NoOp {
     fn invalidate(&self, _op: &Operation, _frames: PfnRange) -> Result<(), Stuck> {
         Ok(())
     }
+
+    fn promote(&self, _block: PfnRange) -> Result<(), Refusal> {
+        Ok(())
+    }
 }
 
 /// A pool, and one allocation that has all of it.
@@ -80,7 +84,12 @@ impl Toggler {
     /// [`Guest::share_random`] of the same seed does it.
     #[must_use]
     pub fn new(blocks: u64, probability: f64, seed: u64) -> Self {
-        let shared: Vec<u64> = Dice::new(seed).pick(blocks, probability).collect();
+        Self::of(blocks, Dice::new(seed).pick(blocks, probability).collect(), seed)
+    }
+
+    /// A stream over so many blocks of which these are shared already.
+    #[must_use]
+    pub fn of(blocks: u64, shared: Vec<u64>, seed: u64) -> Self {
         let mut is_shared = vec![false; usize::try_from(blocks).unwrap_or(0)];
         shared.iter().for_each(|block| is_shared[usize::try_from(*block).unwrap_or(0)] = true);
         Self { blocks, shared, is_shared, dice: Dice::new(!seed) }

@@ -14,9 +14,11 @@ pub mod dice;
 pub mod figures;
 pub mod floor;
 pub mod guest;
+pub mod html;
 pub mod machine;
 pub mod question;
 pub mod report;
+pub mod rival;
 pub mod table;
 
 use bench::{Bench, Scale};

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// The machine in one line: processor, cores, memory, kernel.
+/// The machine in one line: processor, cores, memory, kernel, and how busy it was.
 #[must_use]
 pub fn machine() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -19,7 +19,9 @@ pub fn machine() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let pages = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
     let pages = pages.split(['[', ']']).nth(1).map_or_else(String::new, |mode| format!(", THP {mode}"));
-    format!("{model}{mhz}, {cores} cores{memory}, Linux {}{pages}", kernel.trim())
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().map_or_else(String::new, |load| format!(", load average {load} at the end"));
+    format!("{model}{mhz}, {cores} cores{memory}, Linux {}{pages}{load}", kernel.trim())
 }
 
 /// A line of /proc/meminfo, in bytes.

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use pageless_bench::args::Args;
 use pageless_bench::bench::Scale;
-use pageless_bench::{question, table};
+use pageless_bench::{html, question, table};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -34,6 +34,9 @@ fn compare(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&report)?;
         std::fs::write(path, json).with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    if let Some(path) = &args.html {
+        std::fs::write(path, html::page(&report)).with_context(|| format!("{} cannot be written", path.display()))?;
     }
     Ok(())
 }

@@ -5,6 +5,9 @@ use serde::Serialize;
 use crate::bar::bar_of;
 use crate::floor::Floor;
 
+/// What no structure can beat: told beside the contenders' bytes.
+pub const ENTROPY_LIMIT: &str = "entropy limit";
+
 /// One contender's answer to one question.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Row {
@@ -85,11 +88,14 @@ impl Report {
         let same = |a: &Row, b: &Row| (a.question, &a.operation, &a.state) == (b.question, &b.operation, &b.state);
         let better = |a: &Row, b: &Row| {
             let less = a.median.unwrap_or(f64::INFINITY) < b.median.unwrap_or(f64::INFINITY);
-            if a.unit == "x" { !less } else { less }
+            let more = a.median.unwrap_or(0.0) > b.median.unwrap_or(0.0);
+            if matches!(a.unit, "x" | "blocks") { more } else { less }
         };
         let ours = self.rows.iter().filter(|row| row.is_ours() && row.median.is_some());
         ours.filter_map(|ours| {
-            let rivals = self.rows.iter().filter(|row| !row.is_ours() && row.median.is_some() && same(row, ours));
+            // A limit takes no part.
+            let takes_part = |row: &&Row| !row.is_ours() && row.median.is_some() && row.contender != ENTROPY_LIMIT;
+            let rivals = self.rows.iter().filter(takes_part).filter(|row| same(row, ours));
             let best = rivals.reduce(|best, row| if better(row, best) { row } else { best })?;
             better(best, ours).then_some((ours, best))
         })

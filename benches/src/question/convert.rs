@@ -84,7 +84,8 @@ fn blocks(bench: &mut Bench) -> anyhow::Result<()> {
         Ok(plan)
     };
     let trial = batch(prepare, |plan| run_plan(&guest, Order::MIB2, plan));
-    let contest = Contest::new("share or unshare a random mixed 2M", "64 GiB, 10 % random 4K shared").key("convert.2m");
+    let contest =
+        Contest::new("share or unshare a random mixed 2M", "64 GiB, 10 % random 4K shared; the mapping is asked about every run");
     bench.run(contest.entry("pageless", trial))
 }
 

@@ -1,10 +1,14 @@
 //! The questions, in the order in which they are asked.
 
+pub mod allocate;
 pub mod check;
 pub mod convert;
 pub mod footprint;
 pub mod frames;
+pub mod kernel;
 pub mod pool;
+pub mod restructure;
+pub mod shareability;
 pub mod threads;
 
 use crate::bench::Bench;
@@ -20,13 +24,17 @@ pub struct Question {
 }
 
 /// All questions.
-pub const QUESTIONS: [Question; 6] = [
+pub const QUESTIONS: [Question; 10] = [
     Question { name: "frame layer", tasks: frames::TASKS, ask: frames::ask },
     Question { name: "conversion", tasks: convert::TASKS, ask: convert::ask },
     Question { name: "check", tasks: check::TASKS, ask: check::ask },
     Question { name: "threads", tasks: threads::TASKS, ask: threads::ask },
     Question { name: "pool", tasks: pool::TASKS, ask: pool::ask },
     Question { name: "footprint", tasks: footprint::TASKS, ask: footprint::ask },
+    Question { name: "check and restructure", tasks: restructure::TASKS, ask: restructure::ask },
+    Question { name: "the running kernel", tasks: kernel::TASKS, ask: kernel::ask },
+    Question { name: "shareability", tasks: shareability::TASKS, ask: shareability::ask },
+    Question { name: "allocation", tasks: allocate::TASKS, ask: allocate::ask },
 ];
 
 /// How many tasks a filter selects.
