@@ -1,5 +1,6 @@
 //! Contenders for allocation, from the crate registry.
 
+use anyhow::{Context, anyhow};
 use pageless::Order;
 use pageless::frames::Frames;
 
@@ -38,28 +39,34 @@ pub fn ask(bench: &mut Bench) -> anyhow::Result<()> {
 
 /// Takes a block and puts it back.
 fn pair<'a, T: Taker + 'a>(frames: u64, taken: &[u64], order: Order) -> anyhow::Result<Trial<'a>> {
-    let mut taker = T::with_taken(frames, taken)?;
+    let mut taker = T::with_taken(frames, taken).with_context(|| format!("{}, {} frames taken", T::NAME, taken.len()))?;
     Ok(hot(move || taker.take(order).is_some_and(|frame| taker.put(frame, order))))
 }
 
 /// All contenders; `all` has those too that walk a list of every hole.
 fn pairs(bench: &mut Bench, order: Order, frames: u64, taken: &[u64], state: &str, all: bool) -> anyhow::Result<()> {
-    let mut contest = Contest::new(format!("take and put {order}"), state)
-        .entry("pageless", pair::<Frames>(frames, taken, order)?)
-        .entry(FrameAlloc::NAME, pair::<FrameAlloc>(frames, taken, order)?)
-        .entry(Buddy::NAME, pair::<Buddy>(frames, taken, order)?)
-        .entry(Bitmap::NAME, pair::<Bitmap>(frames, taken, order)?);
-    if all {
-        contest = contest
-            .entry(Ranges::NAME, pair::<Ranges>(frames, taken, order)?)
-            .entry(Addresses::NAME, pair::<Addresses>(frames, taken, order)?);
+    let linear = || anyhow!("linear in the number of holes; asked with fewer holes below");
+    let ranges = if all { pair::<Ranges>(frames, taken, order) } else { Err(linear()) };
+    let addresses = if all { pair::<Addresses>(frames, taken, order) } else { Err(linear()) };
+    let trials = [
+        (<Frames as Taker>::NAME, pair::<Frames>(frames, taken, order)),
+        (FrameAlloc::NAME, pair::<FrameAlloc>(frames, taken, order)),
+        (Buddy::NAME, pair::<Buddy>(frames, taken, order)),
+        (Bitmap::NAME, pair::<Bitmap>(frames, taken, order)),
+        (Ranges::NAME, ranges),
+        (Addresses::NAME, addresses),
+    ];
+    let mut contest = Contest::new(format!("take and put {order}"), state);
+    let mut absent = Vec::new();
+    for (name, trial) in trials {
+        match trial {
+            Ok(trial) => contest = contest.entry(name, trial),
+            Err(why) => absent.push((name, format!("{why:#}"))),
+        }
     }
+    let told = Contest::new(contest.operation.clone(), contest.state.clone());
     bench.run(contest)?;
-    if !all {
-        let why = "linear in the number of holes; asked with fewer holes below";
-        bench.skip(&Contest::new(format!("take and put {order}"), state), Ranges::NAME, why);
-        bench.skip(&Contest::new(format!("take and put {order}"), state), Addresses::NAME, why);
-    }
+    absent.iter().for_each(|(name, why)| bench.skip(&told, name, why));
     Ok(())
 }
 
@@ -73,27 +80,26 @@ fn shattered(bench: &mut Bench, gibs: u64) -> anyhow::Result<()> {
     pairs(bench, Order::MIB2, frames, &taken, &state, true)?;
 
     let mut fails = Contest::new("take 2M where none is left", "the same, all 2M blocks taken");
-    exhaust::<Frames>(bench, &mut fails, &state, frames, &taken)?;
-    exhaust::<FrameAlloc>(bench, &mut fails, &state, frames, &taken)?;
-    exhaust::<Buddy>(bench, &mut fails, &state, frames, &taken)?;
-    exhaust::<Bitmap>(bench, &mut fails, &state, frames, &taken)?;
-    exhaust::<Ranges>(bench, &mut fails, &state, frames, &taken)?;
-    exhaust::<Addresses>(bench, &mut fails, &state, frames, &taken)?;
+    exhaust::<Frames>(bench, &mut fails, &state, frames, &taken);
+    exhaust::<FrameAlloc>(bench, &mut fails, &state, frames, &taken);
+    exhaust::<Buddy>(bench, &mut fails, &state, frames, &taken);
+    exhaust::<Bitmap>(bench, &mut fails, &state, frames, &taken);
+    exhaust::<Ranges>(bench, &mut fails, &state, frames, &taken);
+    exhaust::<Addresses>(bench, &mut fails, &state, frames, &taken);
     bench.run(fails)
 }
 
 /// Takes every block that a contender finds, notes how many that were, and adds the question what it says then.
-fn exhaust<'a, T: Taker + 'a>(
-    bench: &mut Bench,
-    fails: &mut Contest<'a>,
-    state: &str,
-    frames: u64,
-    taken: &[u64],
-) -> anyhow::Result<()> {
-    let mut taker = T::with_taken(frames, taken)?;
-    let found = std::iter::from_fn(|| taker.take(Order::MIB2)).count() as u64;
+fn exhaust<'a, T: Taker + 'a>(bench: &mut Bench, fails: &mut Contest<'a>, state: &str, frames: u64, taken: &[u64]) {
     let contest = Contest::new("2M blocks found until none is left", state).unit("blocks");
+    let mut taker = match T::with_taken(frames, taken) {
+        Ok(taker) => taker,
+        Err(why) => {
+            bench.skip(&contest, T::NAME, &format!("{why:#}"));
+            return;
+        }
+    };
+    let found = std::iter::from_fn(|| taker.take(Order::MIB2)).count() as u64;
     bench.once(&contest, T::NAME, as_f64(found));
     fails.entries.push((T::NAME.to_owned(), hot(move || taker.take(Order::MIB2).is_none())));
-    Ok(())
 }

@@ -147,9 +147,20 @@ impl Taker for Addresses {
 
     fn with_taken(frames: u64, taken: &[u64]) -> anyhow::Result<Self> {
         let mut addresses = AddressAllocator::new(0, frames)?;
-        for frame in taken {
-            addresses.allocate(1, 1, AllocPolicy::ExactMatch(*frame))?;
+        // It takes from the start of what is free, so everything is taken in order, and the gaps are put back.
+        let (mut free, mut at) = (Vec::new(), 0);
+        for gap in gaps(frames, taken).chain([frames..frames]) {
+            for _ in at..gap.start {
+                addresses.allocate(1, 1, AllocPolicy::FirstMatch).context("vm-allocator refused a frame")?;
+            }
+            at = gap.end;
+            if !gap.is_empty() {
+                free.push(
+                    addresses.allocate(gap.end - gap.start, 1, AllocPolicy::FirstMatch).context("vm-allocator refused a run")?,
+                );
+            }
         }
+        free.iter().try_for_each(|gap| addresses.free(gap)).context("vm-allocator refused to free")?;
         Ok(Self(addresses))
     }
 
