@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::contest::{median, nanos};
+use crate::contest::{Stopwatch, median, nanos};
 use crate::dice::Dice;
 
 /// The machine's floor, in nanoseconds.
@@ -68,7 +68,7 @@ impl Chase {
 
     /// Nanoseconds per load, over this many.
     pub fn sample(&mut self, loads: u32) -> f64 {
-        let start = Instant::now();
+        let start = Stopwatch::start();
         let mut at = self.at;
         for _ in 0..loads {
             at = self.next[at as usize][0];

@@ -94,7 +94,8 @@ impl Report {
         let ours = self.rows.iter().filter(|row| row.is_ours() && row.median.is_some());
         ours.filter_map(|ours| {
             // A limit takes no part.
-            let takes_part = |row: &&Row| !row.is_ours() && row.median.is_some() && row.contender != ENTROPY_LIMIT;
+            let takes_part =
+                |row: &&Row| !row.contender.starts_with("pageless") && row.median.is_some() && row.contender != ENTROPY_LIMIT;
             let rivals = self.rows.iter().filter(takes_part).filter(|row| same(row, ours));
             let best = rivals.reduce(|best, row| if better(row, best) { row } else { best })?;
             better(best, ours).then_some((ours, best))

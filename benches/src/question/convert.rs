@@ -1,13 +1,12 @@
 //! Share and unshare, with all checks and one no-op mapping behind `dyn`.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use anyhow::ensure;
 use pageless::Order;
 
 use crate::bench::Bench;
-use crate::contest::{Contest, Trial, as_f64, batch, hot, nanos};
+use crate::contest::{Contest, Stopwatch, Trial, as_f64, batch, hot, nanos};
 use crate::dice::Dice;
 use crate::guest::{Guest, Toggler};
 
@@ -187,7 +186,7 @@ fn play(sequence: Hostility) -> anyhow::Result<Trial<'static>> {
         guest.convert(0, GIB, false);
         let before = sequence.before.iter().all(|(frame, frames, share)| guest.convert(*frame, *frames, *share));
         ensure!(before, "{}: what comes first changed nothing", sequence.name);
-        let start = Instant::now();
+        let start = Stopwatch::start();
         let wrong = sequence.steps.iter().filter(|(frame, frames, share)| !guest.convert(*frame, *frames, *share)).count();
         let elapsed = nanos(start.elapsed());
         ensure!(wrong == 0, "{}: {wrong} conversions changed nothing", sequence.name);

@@ -1,12 +1,10 @@
 //! Contenders for shareability: nanoseconds and bytes for the patterns that guests make.
 
-use std::time::Instant;
-
 use anyhow::ensure;
 use pageless::Order;
 
 use crate::bench::Bench;
-use crate::contest::{Contest, Trial, as_f64, batch, nanos};
+use crate::contest::{Contest, Stopwatch, Trial, as_f64, batch, nanos};
 use crate::counting::count;
 use crate::dice::Dice;
 use crate::guest::Toggler;
@@ -150,7 +148,7 @@ fn sequence<'a, P: Plane + 'a>(whole: bool, steps: &'a [(u64, bool)]) -> Trial<'
         if !whole {
             (0..4_095).for_each(|nth| plane.set(nth * 16..nth * 16 + 1, true));
         }
-        let start = Instant::now();
+        let start = Stopwatch::start();
         steps.iter().for_each(|(frame, share)| plane.set(*frame..frame + 1, *share));
         let elapsed = nanos(start.elapsed());
         ensure!(steps.last().is_none_or(|(frame, share)| plane.is_shared(*frame) == *share), "a step was lost");
