@@ -202,7 +202,7 @@ impl Pages {
                 if frozen.is_err() {
                     return false;
                 }
-                page.compound_head.store(first as u64 * 64 | 1, Ordering::Relaxed);
+                page.compound_head.store((first as u64 * 64) | 1, Ordering::Relaxed);
                 slot.store(first as u64 + 1, Ordering::Release);
             }
         }
