@@ -68,11 +68,11 @@ fn check(bench: &mut Bench, pages: &Pages, guest: &Guest, size: &str, count: usi
             if count > PAGES { 0 } else { black_box(nth * 7 % gibs * PAGES) }
         };
         let mut contest = Contest::new(format!("may {size} be converted or merged?"), state);
-        let mut first_of_ours = first.clone();
+        let mut first_of_ours = first;
         let ours = move || promotable(guest, first_of_ours() as u64, count as u64);
         contest = contest.entry("pageless", trial(is_cold, &sweeper, ours));
         for (name, scan) in scans(pages) {
-            let mut first = first.clone();
+            let mut first = first;
             contest = contest.entry(&name, trial(is_cold, &sweeper, move || scan(pages, first(), count)));
         }
         if count >= PAGES {

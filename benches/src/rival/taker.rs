@@ -149,7 +149,7 @@ impl Taker for Addresses {
         let mut addresses = AddressAllocator::new(0, frames)?;
         // It takes from the start of what is free, so everything is taken in order, and the gaps are put back.
         let (mut free, mut at) = (Vec::new(), 0);
-        for gap in gaps(frames, taken).chain([frames..frames]) {
+        for gap in gaps(frames, taken).chain(std::iter::once(frames..frames)) {
             for _ in at..gap.start {
                 addresses.allocate(1, 1, AllocPolicy::FirstMatch).context("vm-allocator refused a frame")?;
             }
