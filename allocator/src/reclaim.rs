@@ -65,6 +65,15 @@ pub enum WaitingFor {
     },
 }
 
+/// Frames of which a pass tells because they were quarantined.
+struct Recalled {
+    /// A live owner's when the pass began. What became of them is told already; if their owner has gone meanwhile, the next
+    /// pass sees to them.
+    told: RunSet,
+    /// Given up before the pass began.
+    asked: RunSet,
+}
+
 /// Which quarantined runs a pass asks about again.
 #[derive(Clone, Copy)]
 enum Scope {
@@ -100,8 +109,11 @@ impl Inner {
         conversions.iter().for_each(|recall| self.tell_recall(recall, &mut told));
 
         let owners: Vec<Arc<Ownership>> = self.releasing.lock().values().cloned().collect();
-        let asked: RunSet = reclaims.iter().map(|recall| recall.op.frames).collect();
-        let operations = owners.iter().filter_map(|owned| self.ask_owner(owned, &asked, &mut told)).collect();
+        let recalled = Recalled {
+            told: conversions.iter().map(|recall| recall.op.frames).collect(),
+            asked: reclaims.iter().map(|recall| recall.op.frames).collect(),
+        };
+        let operations = owners.iter().filter_map(|owned| self.ask_owner(owned, &recalled, &mut told)).collect();
         self.prove_granules(operations, reclaims, &mut told);
         owners.iter().for_each(|owned| self.forget_if_empty(owned));
         told
@@ -111,10 +123,10 @@ impl Inner {
     fn ask_owner<'p>(
         &'p self,
         owned: &'p Ownership,
-        asked: &RunSet,
+        recalled: &Recalled,
         told: &mut Reclaimed,
     ) -> Option<(OpenOperation<'p>, Losses)> {
-        let mut operation = self.mark_released(owned, asked, told)?;
+        let mut operation = self.mark_released(owned, recalled, told)?;
         let frames: Vec<PfnRange> = operation.runs().iter().map(|run| run.frames).collect();
         let waits =
             |why: &dyn Fn() -> WaitingFor| frames.iter().map(|run| Waiting { frames: *run, why: why() }).collect::<Vec<_>>();
@@ -143,8 +155,14 @@ impl Inner {
     }
 
     /// Begins one operation on all released frames of an owner that nothing stands in the way of.
-    fn mark_released<'p>(&'p self, owned: &'p Ownership, asked: &RunSet, told: &mut Reclaimed) -> Option<OpenOperation<'p>> {
-        let released = owned.released.lock().clone();
+    fn mark_released<'p>(&'p self, owned: &'p Ownership, recalled: &Recalled, told: &mut Reclaimed) -> Option<OpenOperation<'p>> {
+        let mut released = owned.released.lock().clone();
+        if !recalled.told.is_empty() {
+            let rest = |extent: Extent| {
+                (&recalled.told.gaps_in(extent.frames)).into_iter().filter_map(move |run| extent.clipped(run)).collect::<Vec<_>>()
+            };
+            released = released.into_iter().flat_map(rest).collect();
+        }
         let (mut id, mut runs, swept) = (None, Runs::new(), self.swept());
         for (extent, piece) in
             released.iter().flat_map(|extent| self.records.pieces(extent.frames).map(move |piece| (extent, piece)))
@@ -162,7 +180,7 @@ impl Inner {
                         continue;
                     }
                     Some(Obstacle::Withdrawn { .. }) => {
-                        told.withdrawn.extend(&RunSet::from(frames).difference(asked));
+                        told.withdrawn.extend(&RunSet::from(frames).difference(&recalled.asked));
                         continue;
                     }
                     Some(Obstacle::Held { holder, .. }) => WaitingFor::Holder(holder),

@@ -56,6 +56,8 @@ struct Held {
     keeps_contents: bool,
     /// The frame behind every 4 KiB, and whether an extent begins there.
     places: Vec<Place>,
+    /// How often a frame was replaced.
+    replaced: u64,
     mappings: Vec<Attached>,
 }
 

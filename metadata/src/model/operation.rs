@@ -17,8 +17,9 @@ pub struct OpenOperation {
     runs: Vec<Vec<Pfn>>,
     /// The mappings when it began: one that is attached later can establish nothing on marked frames.
     mappings: Vec<Attached>,
-    /// The one mapping that is asked, if not all are, and what it was not going to be asked about then.
-    only: Option<(String, RunSet)>,
+    /// The one mapping that is asked, if not all are, what it was not going to be asked about then, and how often a frame had
+    /// been replaced: one that came since was not asked about.
+    only: Option<(String, RunSet, u64)>,
 }
 
 /// How an operation began.
@@ -73,7 +74,7 @@ impl Model {
         let spots = self.all_spots(id).into_iter();
         let sound = spots.filter(|(_, pfn)| self.is_live(*pfn, id) && self.frames[pfn].state.withdrawal().is_none());
         let sound = sound.collect();
-        self.begin_on(id, sound, Intent::Detach, Some((name.to_owned(), self.unproven(id))))
+        self.begin_on(id, sound, Intent::Detach, Some((name.to_owned(), self.unproven(id), self.allocations[&id].replaced)))
     }
 
     pub(super) fn begin_on(
@@ -81,7 +82,7 @@ impl Model {
         id: AllocationId,
         spots: Vec<Spot>,
         intent: Intent,
-        only: Option<(String, RunSet)>,
+        only: Option<(String, RunSet, u64)>,
     ) -> Result<Begun, Refused> {
         let purpose = if intent == Intent::Detach { Purpose::Use } else { Purpose::Change };
         self.obstacle(id, &spots, purpose)?;
@@ -109,7 +110,7 @@ impl Model {
     /// An operation that was declared hung meanwhile asks nobody any more; its oracle must not panic in `invalidate`, since
     /// whether it came to that depends on when the sweep was.
     pub fn end(&mut self, operation: &OpenOperation, oracle: &dyn Oracle) -> Ended {
-        let only = operation.only.as_ref().map(|(name, _)| name.as_str());
+        let only = operation.only.as_ref().map(|(name, ..)| name.as_str());
         let all_runs = self.runs_of(operation.id, &operation.spots);
         let swept = self.is_swept(operation);
         match prepared(&operation.mappings, &all_runs, only, oracle) {
@@ -130,7 +131,9 @@ impl Model {
         if zeroes && ask(&operation.runs, &mut losses, |pfn| oracle.scrub(pfn)).is_err() {
             return self.abandon(operation);
         }
-        if let (true, Some((name, rest))) = (losses.is_empty() && !swept, &operation.only) {
+        if let (true, Some((name, rest, replaced))) = (losses.is_empty() && !swept, &operation.only)
+            && self.allocations[&operation.id].replaced == *replaced
+        {
             self.retire(operation.id, name, rest);
         }
         self.flip(operation, &losses)

@@ -146,7 +146,9 @@ impl Model {
         }
         self.step(lost, FrameEvent::Release);
         self.hand_out(fresh, id, offset / FRAME_BYTES, Shareability::Private);
-        let places = &mut self.allocations.get_mut(&id).expect("a known allocation").places;
+        let held = self.allocations.get_mut(&id).expect("a known allocation");
+        held.replaced += 1;
+        let places = &mut held.places;
         // An offset that was given up, and listed the fresh frame since, lists the lost one from now on.
         let stale = places.iter().position(|place| place.pfn == fresh);
         for (at, pfn) in stale.map(|stale| (stale, lost)).into_iter().chain([(at, fresh)]) {

@@ -54,6 +54,7 @@ impl Model {
         let held = Held {
             owner: demand.owner.clone(),
             live: true,
+            replaced: 0,
             keeps_contents: demand.keeps_contents,
             places: Self::places(runs),
             mappings: Vec::new(),
