@@ -1,5 +1,4 @@
 //! `pageless-bench`: the standalone comparison.
-#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
