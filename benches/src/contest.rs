@@ -1,0 +1,192 @@
+//! One question, all contenders in one run: interleaved, so that whatever the machine does meanwhile hits all of them.
+
+use std::hint::black_box;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use nix::time::{ClockId, clock_gettime};
+
+/// One repetition: a value in the contest's unit, or what went wrong. A wrong answer is never a figure.
+pub type Trial<'a> = Box<dyn FnMut() -> anyhow::Result<f64> + 'a>;
+
+/// Contenders for one question.
+pub struct Contest<'a> {
+    /// A key of DESIGN §8, where this answers one of its lines.
+    pub key: Option<&'static str>,
+    /// What is asked.
+    pub operation: String,
+    /// Of what state.
+    pub state: String,
+    /// `ns`, `B` or `x`.
+    pub unit: &'static str,
+    /// Who answers, and how.
+    pub entries: Vec<(String, Trial<'a>)>,
+}
+
+impl<'a> Contest<'a> {
+    /// A contest in nanoseconds, without contenders so far.
+    pub fn new(operation: impl Into<String>, state: impl Into<String>) -> Self {
+        Self { key: None, operation: operation.into(), state: state.into(), unit: "ns", entries: Vec::new() }
+    }
+
+    /// The line of DESIGN §8 that it answers.
+    #[must_use]
+    pub fn key(mut self, key: &'static str) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// Another unit.
+    #[must_use]
+    pub fn unit(mut self, unit: &'static str) -> Self {
+        self.unit = unit;
+        self
+    }
+
+    /// One more contender.
+    #[must_use]
+    pub fn entry(mut self, contender: &str, trial: Trial<'a>) -> Self {
+        self.entries.push((contender.to_owned(), trial));
+        self
+    }
+}
+
+/// Times a batch by the processor time of this thread: on a busy machine the time slices of others are no part of a figure
+/// (what they do to the caches is). Reading it is a system call, so single operations are timed by the clock on the wall.
+pub struct Stopwatch(Duration);
+
+impl Stopwatch {
+    /// Starts.
+    #[must_use]
+    pub fn start() -> Self {
+        Self(Self::now())
+    }
+
+    /// Time since the start.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        Self::now().saturating_sub(self.0)
+    }
+
+    fn now() -> Duration {
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+    }
+}
+
+/// How long a batch of hot operations lasts at least, so that reading the clock does not show.
+const BATCH: Duration = Duration::from_micros(200);
+
+/// A trial that asks again and again, and tells the mean of one batch. `op` says whether the answer was right.
+pub fn hot<'a>(mut op: impl FnMut() -> bool + 'a) -> Trial<'a> {
+    let mut calls = 0_u32;
+    Box::new(move || {
+        if calls == 0 {
+            calls = 1;
+            while timed(calls, &mut op)? < BATCH && calls < 1 << 24 {
+                calls *= 2;
+            }
+        }
+        Ok(nanos(timed(calls, &mut op)?) / f64::from(calls))
+    })
+}
+
+fn timed(calls: u32, op: &mut impl FnMut() -> bool) -> anyhow::Result<Duration> {
+    let (mut wrong, start) = (0_u32, Stopwatch::start());
+    for _ in 0..calls {
+        wrong += u32::from(!black_box(op()));
+    }
+    let elapsed = start.elapsed();
+    ensure!(wrong == 0, "{wrong} of {calls} answers were wrong");
+    Ok(elapsed)
+}
+
+/// A trial that prepares, untimed, and then runs all of a batch; it tells the mean of one. `run` says how many went wrong.
+pub fn batch<'a, T>(mut prepare: impl FnMut() -> anyhow::Result<T> + 'a, mut run: impl FnMut(&T) -> u64 + 'a) -> Trial<'a>
+where
+    T: AsRef<[u64]>,
+{
+    Box::new(move || {
+        let list = prepare()?;
+        let start = Stopwatch::start();
+        let wrong = run(&list);
+        let elapsed = nanos(start.elapsed());
+        ensure!(wrong == 0, "{wrong} of {} operations went wrong", list.as_ref().len());
+        Ok(elapsed / as_f64(list.as_ref().len().max(1) as u64))
+    })
+}
+
+/// A trial over one operation on swept caches. The clock's own cost is taken off.
+pub fn cold<'a>(sweeper: &Rc<Sweeper>, mut op: impl FnMut() -> bool + 'a) -> Trial<'a> {
+    let (clock, sweeper) = (crate::floor::clock_ns(), Rc::clone(sweeper));
+    Box::new(move || {
+        sweeper.sweep();
+        // The clock's own code and data were swept too; they are no part of the question.
+        black_box(Instant::now());
+        let start = Instant::now();
+        let right = black_box(op());
+        let elapsed = nanos(start.elapsed());
+        ensure!(right, "the answer was wrong");
+        Ok((elapsed - clock).max(0.1))
+    })
+}
+
+/// Pushes everything else out of the caches by writing more than they hold.
+pub struct Sweeper(std::cell::RefCell<Vec<u64>>);
+
+impl Sweeper {
+    /// A sweeper over this many bytes.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self(std::cell::RefCell::new(vec![1; bytes / 8]))
+    }
+
+    /// Passes over all of it.
+    pub fn sweep(&self) {
+        for word in self.0.borrow_mut().iter_mut().step_by(8) {
+            *word = word.wrapping_add(1);
+        }
+        black_box(&self.0);
+    }
+}
+
+/// A duration in nanoseconds.
+#[must_use]
+pub fn nanos(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e9
+}
+
+/// A count as a number to divide by; far below 2^53.
+#[must_use]
+#[allow(clippy::cast_precision_loss)]
+pub const fn as_f64(count: u64) -> f64 {
+    count as f64
+}
+
+/// Sorts the values and tells the middle one; 0 of none.
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_answer_is_an_error_and_no_figure() {
+        let mut nth = 0;
+        let mut trial = hot(|| {
+            nth += 1;
+            nth != 1000
+        });
+        assert!((0..100).any(|_| trial().is_err()));
+        assert!(batch(|| Ok(vec![1, 2, 3]), |_| 1)().is_err());
+    }
+
+    #[test]
+    fn the_median_is_the_middle_value() {
+        assert!((median(&mut [3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+        assert!(median(&mut []).abs() < f64::EPSILON);
+    }
+}

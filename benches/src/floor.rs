@@ -1,0 +1,135 @@
+//! What this machine can do at best: the units in which everything else is told.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::contest::{Stopwatch, median, nanos};
+use crate::dice::Dice;
+
+/// The machine's floor, in nanoseconds.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+pub struct Floor {
+    /// One locked `xadd` on a hot line whose result the next one needs: the median of samples over the whole run.
+    pub rmw_ns: f64,
+    /// The quickest sample of it.
+    pub rmw_min_ns: f64,
+    /// The slowest sample of it: how much the machine moved during the run.
+    pub rmw_max_ns: f64,
+    /// One load whose address the load before it gave, over 256 KiB.
+    pub load_l2_ns: f64,
+    /// The same over 32 MiB.
+    pub load_32m_ns: f64,
+    /// The same over 1 GiB, with the TLB misses of 4 KiB pages (or what the kernel made of them).
+    pub load_1g_ns: f64,
+    /// Reading the clock twice, which is taken off where single operations are timed.
+    pub clock_ns: f64,
+}
+
+/// One sample of the locked read-modify-write.
+#[must_use]
+pub fn rmw_sample() -> f64 {
+    const CALLS: u32 = 4096;
+    let line = AtomicU64::new(0);
+    let start = Instant::now();
+    let mut next = 1;
+    for _ in 0..CALLS {
+        // The result decides what is added next, so that they cannot overlap.
+        next = (black_box(&line).fetch_add(next, Ordering::SeqCst) & 1) + 1;
+    }
+    let elapsed = nanos(start.elapsed());
+    black_box(next);
+    elapsed / f64::from(CALLS)
+}
+
+/// A chain of pointers through every line of some memory, in one random circle.
+pub struct Chase {
+    next: Vec<[u32; 16]>,
+    at: u32,
+}
+
+impl Chase {
+    /// A circle through `bytes` bytes.
+    #[must_use]
+    pub fn new(bytes: usize, seed: u64) -> Self {
+        let lines = u32::try_from(bytes / 64).unwrap_or(1).max(1);
+        let mut next: Vec<[u32; 16]> = (0..lines).map(|line| [line; 16]).collect();
+        // Sattolo's shuffle: one circle through all.
+        let mut dice = Dice::new(seed);
+        for line in (1..next.len()).rev() {
+            let other = usize::try_from(dice.below(line as u64)).unwrap_or(0);
+            let (one, two) = (next[line][0], next[other][0]);
+            (next[line][0], next[other][0]) = (two, one);
+        }
+        Self { next, at: 0 }
+    }
+
+    /// Nanoseconds per load, over this many.
+    pub fn sample(&mut self, loads: u32) -> f64 {
+        let start = Stopwatch::start();
+        let mut at = self.at;
+        for _ in 0..loads {
+            at = self.next[at as usize][0];
+        }
+        self.at = black_box(at);
+        nanos(start.elapsed()) / f64::from(loads)
+    }
+
+    fn median(&mut self, loads: u32, samples: usize) -> f64 {
+        self.sample(loads);
+        median(&mut (0..samples).map(|_| self.sample(loads)).collect::<Vec<_>>())
+    }
+}
+
+/// What two readings of the clock say about nothing.
+#[must_use]
+pub fn clock_ns() -> f64 {
+    let mut samples: Vec<f64> = (0..1001)
+        .map(|_| {
+            let start = Instant::now();
+            nanos(start.elapsed())
+        })
+        .collect();
+    median(&mut samples)
+}
+
+impl Floor {
+    /// Measures the loads and the clock. `largest` bytes stand in for the 1 GiB in tests. The RMW follows from samples taken
+    /// during the run.
+    #[must_use]
+    pub fn measure(largest: usize, samples: usize) -> Self {
+        let mut floor = Self { clock_ns: clock_ns(), ..Self::default() };
+        floor.load_l2_ns = Chase::new(256 << 10, 1).median(50_000, samples);
+        floor.load_32m_ns = Chase::new(largest.min(32 << 20), 2).median(50_000, samples);
+        floor.load_1g_ns = Chase::new(largest, 3).median(50_000, samples);
+        floor
+    }
+
+    /// Fills in the RMW from the run's samples.
+    pub fn settle(&mut self, samples: &mut [f64]) {
+        self.rmw_ns = median(samples);
+        self.rmw_min_ns = samples.first().copied().unwrap_or(0.0);
+        self.rmw_max_ns = samples.last().copied().unwrap_or(0.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chase_passes_every_line_once_before_it_comes_back() {
+        let chase = Chase::new(64 * 1000, 7);
+        let (mut at, mut steps) = (0_u32, 0);
+        loop {
+            at = chase.next[at as usize][0];
+            steps += 1;
+            if at == 0 {
+                break;
+            }
+        }
+        assert_eq!(steps, 1000);
+    }
+}

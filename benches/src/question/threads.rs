@@ -1,0 +1,80 @@
+//! Two threads that convert at once.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use pageless::Order;
+
+use crate::bench::Bench;
+use crate::contest::{Contest, Trial};
+use crate::dice::Dice;
+use crate::guest::Guest;
+
+/// See [`super::Question::tasks`].
+pub const TASKS: &[&str] = &["threads.disjoint_2", "threads.same_gib_2"];
+
+const GIB: u64 = Order::GIB1.frames();
+/// Conversions of one thread in one round: some milliseconds, which starting a thread does not show in.
+const CONVERSIONS: usize = 100_000;
+
+/// Asks all of it that is wanted.
+pub fn ask(bench: &mut Bench) -> anyhow::Result<()> {
+    let frames = |first: u64, count: u64, seed| {
+        let mut list: Vec<u64> = (first..first + count).filter(|frame| frame % 10 != 0).collect();
+        Dice::new(seed).shuffle(&mut list);
+        list.truncate(CONVERSIONS);
+        list
+    };
+    // Neighbouring GiBs; and the two halves of one, so that nobody waits for the other's conversion of the same frame.
+    let cases = [
+        ("threads.disjoint_2", "neighbouring GiBs, 10 % random 4K shared", [frames(GIB, GIB, 41), frames(2 * GIB, GIB, 42)]),
+        (
+            "threads.same_gib_2",
+            "one GiB, a half each, 10 % of 4K shared",
+            [frames(GIB, GIB / 2, 43), frames(GIB * 3 / 2, GIB / 2, 44)],
+        ),
+    ];
+    for (key, state, lists) in cases {
+        if bench.wants(key) {
+            let guest = Guest::new(4)?;
+            for frame in (GIB..3 * GIB).step_by(10) {
+                guest.convert(frame - frame % 10, 1, true);
+            }
+            let contest = Contest::new("4K conversions of two threads over those of one", state).key(key).unit("x");
+            bench.run(contest.entry("pageless", ratio(guest, lists)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Throughput of two threads over that of one. Each round shares all frames of the lists and takes them back.
+fn ratio<'a>(guest: Guest, lists: [Vec<u64>; 2]) -> Trial<'a> {
+    Box::new(move || {
+        let alone = together(&guest, &lists[..1])? + together(&guest, &lists[1..])?;
+        let both = together(&guest, &lists)?;
+        Ok(alone.as_secs_f64() / both.as_secs_f64())
+    })
+}
+
+/// Runs each list in a thread of its own, all at once; how long the slowest took.
+fn together(guest: &Guest, lists: &[Vec<u64>]) -> anyhow::Result<Duration> {
+    let start_line = Barrier::new(lists.len());
+    let run = |list: &Vec<u64>| {
+        start_line.wait();
+        let start = Instant::now();
+        let pass = |share| list.iter().filter(|frame| !guest.convert(**frame, 1, share)).count();
+        let wrong = pass(true) + pass(false);
+        (wrong, start, Instant::now())
+    };
+    let results: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = lists.iter().map(|list| scope.spawn(|| run(list))).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    let wrong: usize = results.iter().map(|(wrong, ..)| wrong).sum();
+    ensure!(results.len() == lists.len() && wrong == 0, "{wrong} conversions changed nothing");
+    let start = results.iter().map(|(_, start, _)| *start).min();
+    let end = results.iter().map(|(.., end)| *end).max();
+    Ok(end.zip(start).map_or(Duration::ZERO, |(end, start)| end - start))
+}

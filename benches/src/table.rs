@@ -1,0 +1,108 @@
+//! The answers as tables in the terminal.
+
+use std::fmt::Write;
+
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+
+use crate::bar::{BARS, bar_of};
+use crate::figures::{digits, quantity};
+use crate::report::{Report, Row, Standing};
+
+/// The whole report as text.
+#[must_use]
+pub fn text(report: &Report) -> String {
+    let floor = &report.floor;
+    let mut text = format!("commit {}\n{}\n", report.commit, report.machine);
+    let _ = writeln!(
+        text,
+        "floor: locked RMW {:.2} ns ({:.2} to {:.2} during the run); dependent load {:.2} ns in L2, {:.1} over 32 MiB, {:.1} \
+         over 1 GiB; clock {:.0} ns",
+        floor.rmw_ns, floor.rmw_min_ns, floor.rmw_max_ns, floor.load_l2_ns, floor.load_32m_ns, floor.load_1g_ns, floor.clock_ns
+    );
+    let mut questions: Vec<&str> = report.rows.iter().map(|row| row.question).collect();
+    questions.dedup();
+    for question in questions {
+        let _ = writeln!(text, "\n{question}\n{}", table(report, question));
+    }
+    text.push_str(&verdict(report));
+    text
+}
+
+fn table(report: &Report, question: &str) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    if !table.is_tty() {
+        table.set_width(190);
+    }
+    table.set_header(["key", "operation", "state", "contender", "median", "min to max", "reps", "x RMW", "bar"]);
+    let mut before: Option<&Row> = None;
+    for row in report.rows.iter().filter(|row| row.question == question) {
+        // A row that only differs in its contender repeats nothing.
+        let again = before.is_some_and(|before| before.operation == row.operation && before.state == row.state);
+        let once = |text: &str| Cell::new(if again { "" } else { text });
+        let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
+        table.add_row([
+            once(row.key.unwrap_or("")),
+            once(&row.operation),
+            once(&row.state),
+            Cell::new(&row.contender),
+            right(value(row, row.median)),
+            right(if row.reps > 1 { format!("{} to {}", value(row, row.min), value(row, row.max)) } else { String::new() }),
+            right(if row.reps > 0 { row.reps.to_string() } else { String::new() }),
+            right(row.per_rmw.map_or_else(String::new, digits)),
+            Cell::new(bar(report, row)),
+        ]);
+        before = Some(row);
+    }
+    table
+}
+
+/// A value of a row as people write it.
+pub(crate) fn value(row: &Row, value: Option<f64>) -> String {
+    value.map_or_else(|| "skipped".to_owned(), |value| quantity(value, row.unit))
+}
+
+/// The bar of a row of ours, and whether it was met.
+pub(crate) fn bar(report: &Report, row: &Row) -> String {
+    let text = row.key.and_then(bar_of).map(crate::bar::Bar::text);
+    match (text, report.standing(row)) {
+        (Some(text), Some(Standing::Met)) => format!("{text}: met"),
+        (Some(text), Some(Standing::Missed)) => format!("{text}: MISSED"),
+        _ => String::new(),
+    }
+}
+
+/// What was met, what was missed, and where a rival wins.
+pub(crate) fn verdict(report: &Report) -> String {
+    let mut text = String::from("\n");
+    let standing_of = |standing| {
+        let keys = BARS.iter().filter(move |(key, _)| {
+            let mut rows =
+                report.rows.iter().filter(|row| row.key == Some(*key)).filter_map(|row| report.standing(row)).peekable();
+            let any = rows.peek().is_some();
+            let met = rows.all(|standing| standing == Standing::Met);
+            any && (met == (standing == Standing::Met))
+        });
+        keys.map(|(key, _)| *key).collect::<Vec<_>>()
+    };
+    let (met, missed) = (standing_of(Standing::Met), standing_of(Standing::Missed));
+    let _ = writeln!(text, "{} of {} bars met; missed: {}", met.len(), met.len() + missed.len(), listed(&missed));
+    let lost = report.lost();
+    let _ = writeln!(text, "where a rival wins: {}", if lost.is_empty() { "nowhere in this run" } else { "" });
+    for (ours, theirs) in lost {
+        let _ = writeln!(
+            text,
+            "  {}, {}: {} {}, pageless {}",
+            ours.operation,
+            ours.state,
+            theirs.contender,
+            value(theirs, theirs.median),
+            value(ours, ours.median)
+        );
+    }
+    text
+}
+
+fn listed(keys: &[&str]) -> String {
+    if keys.is_empty() { "none".to_owned() } else { keys.join(", ") }
+}
