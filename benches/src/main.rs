@@ -1,4 +1,5 @@
 //! `pageless-bench`: the standalone comparison.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
