@@ -23,6 +23,7 @@ mod guard;
 mod hold;
 mod hung;
 mod journal;
+pub mod ledger;
 mod mapping;
 mod operation;
 mod outcome;

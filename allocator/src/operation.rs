@@ -200,7 +200,7 @@ impl<'p> OpenOperation<'p> {
                 gib.demote(piece.span);
             }
         }
-        pool.tell_backing(&partition.lost);
+        pool.tell_backing(&mut partition.lost);
         partition
     }
 

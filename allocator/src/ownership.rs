@@ -19,6 +19,8 @@ pub(crate) struct Attached {
     pub(crate) mapping: Arc<dyn Mapping>,
     /// Detached while these frames were released or withdrawn: its proof for them is still needed, and for them only.
     pub(crate) retired: Option<RunSet>,
+    /// Attached before the pool was reopened, and nobody answers for it yet.
+    pub(crate) unanswered: bool,
 }
 
 impl Attached {
@@ -46,6 +48,8 @@ pub(crate) struct Ownership {
     pub(crate) id: AllocationId,
     pub(crate) owner: Arc<str>,
     pub(crate) bytes: u64,
+    /// What its owner shows after a reopening; 0 without a ledger.
+    pub(crate) secret: u128,
     pub(crate) contents: Contents,
     pub(crate) extents: Extents,
     /// Read on every conversion, so a pointer that is swapped, not a lock. Read after marking: a mapping attached before the
@@ -65,6 +69,7 @@ impl Ownership {
             id,
             owner,
             bytes,
+            secret: 0,
             contents,
             extents: Extents::new(extents),
             mappings: ArcSwap::from_pointee(Mappings::new()),

@@ -9,7 +9,7 @@ use crate::allocation::Allocation;
 use crate::extents::Extent;
 use crate::journal::EventKind;
 use crate::operation::pieces_of;
-use crate::outcome::Blocked;
+use crate::outcome::{Blocked, Refused};
 use crate::ownership::Ownership;
 use crate::pool::Inner;
 use crate::record::Piece;
@@ -30,6 +30,8 @@ impl Allocation {
     ///
     /// Returns the frames that are released now; what was released before is not among them.
     pub fn release(self) -> Result<RunSet, Box<ReleaseRefused>> {
+        // What is withdrawn must be recorded first; if it cannot be, that is found below.
+        let _told_below = self.pool.record_pending();
         let editing = self.owned.editing.lock();
         let pieces = pieces_of(&self.pool, &self.extents());
         let mut locked = self.pool.records.lock(&pieces);
@@ -45,11 +47,16 @@ impl Allocation {
             let offset = self.owned.offset_of(at);
             return Err(Box::new(ReleaseRefused { allocation: self, why: Blocked::Held { holder, offset } }));
         }
-        let released = if self.owned.end() {
+        if let Some(refused) = self.pool.unrecorded_of(&self.owned, &pieces) {
+            drop((locked, editing));
+            return Err(Box::new(ReleaseRefused { allocation: self, why: refused.into() }));
+        }
+        let released: RunSet = if self.owned.end() {
             pieces.iter().flat_map(|piece| self.pool.release_piece(&self.owned, locked.gib(piece.record), *piece)).collect()
         } else {
             RunSet::new()
         };
+        self.pool.record_release(self.owned.id, || released.clone());
         drop((locked, editing));
         self.pool.enqueue(&self.owned);
         Ok(released)
@@ -63,8 +70,9 @@ impl Allocation {
         let pieces = pieces_of(&self.pool, &runs);
         let mut locked = self.pool.records.lock(&pieces);
         self.pool.unobstructed(&self.owned, &pieces, &mut locked, Purpose::Change)?;
-        let released =
+        let released: RunSet =
             pieces.iter().flat_map(|piece| self.pool.release_piece(&self.owned, locked.gib(piece.record), *piece)).collect();
+        self.pool.record_release(self.owned.id, || released.clone());
         drop(locked);
         self.pool.enqueue(&self.owned);
         Ok(released)
@@ -85,13 +93,29 @@ impl Inner {
         if !owned.end() {
             return false;
         }
+        let mut released = RunSet::new();
         for piece in pieces_of(self, &owned.extents.with(<[Extent]>::to_vec)) {
             let mut gib = self.records.record(piece.record).lock();
-            self.release_piece(owned, &mut gib, piece);
+            let runs = self.release_piece(owned, &mut gib, piece);
+            if self.has_ledger() {
+                released.extend(runs);
+            }
         }
+        self.record_release(owned.id, || released);
         drop(editing);
         self.enqueue(owned);
         true
+    }
+
+    /// Withdrawn frames of the pieces that the ledger does not have yet, with the pieces' GiBs locked.
+    fn unrecorded_of(&self, owned: &Ownership, pieces: &[Piece]) -> Option<Refused> {
+        if !self.has_ledger() {
+            return None;
+        }
+        let registry = self.registry.lock();
+        let unrecorded: RunSet = pieces.iter().flat_map(|piece| registry.unrecorded().clipped(piece.frames)).collect();
+        let first = *unrecorded.runs().first()?;
+        Some(Refused::Unrecorded { offset: owned.offset_of(first), frames: unrecorded.frames() })
     }
 
     /// Marks what the owner has of a piece as released, with the piece's GiB locked, and returns those runs.
