@@ -77,7 +77,8 @@ impl Slots {
     /// the flags say that the file was not closed.
     pub(crate) fn newer(self) -> Option<u8> {
         let (this, other) = (self.commits[self.counting()], self.commits[1 - self.counting()]);
-        (other.is_some() && other > this).then_some((self.flags ^ SECOND_COUNTS) | NOT_CLOSED | TWO_PHASE)
+        // A slot that counts and cannot be read was damaged: the other one is older then, whatever it says.
+        (this.is_some() && other > this).then_some((self.flags ^ SECOND_COUNTS) | NOT_CLOSED | TWO_PHASE)
     }
 
     /// Byte offset of the slot that counts.

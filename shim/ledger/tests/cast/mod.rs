@@ -2,6 +2,9 @@
 #![allow(dead_code, reason = "every test binary uses another part of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+pub(crate) mod life;
+pub(crate) mod recording;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
