@@ -66,6 +66,10 @@ pub fn inspect_bytes(place: &str, bytes: Vec<u8>) -> Result<Inspection, LedgerEr
 /// Records that the hardware behind `frames` was replaced while the host was off, and ends their poisoned marks. For a ledger
 /// that no pool has open. Returns the frames that were poisoned.
 pub fn replace_hardware(path: &Path, frames: &RunSet, evidence: &str) -> Result<RunSet, LedgerError> {
+    if evidence.trim().is_empty() {
+        let why = "no evidence was given; say what shows that the hardware was replaced".to_owned();
+        return Err(LedgerError::Inconsistent { place: path.display().to_string(), why });
+    }
     let found = inspect(path)?;
     let poisoned = found.book.marked(pageless::Withdrawal::Poisoned).intersection(frames);
     let ledger = RedbLedger::at(path)?;

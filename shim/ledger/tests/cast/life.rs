@@ -102,10 +102,6 @@ impl Told {
     pub(crate) fn and(&self, after: &Self) -> Self {
         let both = |a: &RunSet, b: &RunSet| a.intersection(b);
         let owned = self.owned.iter().filter_map(|(id, frames)| Some((*id, both(frames, after.owned.get(id)?))));
-        Self {
-            marks: [0, 1, 2].map(|kind| both(&self.marks[kind], &after.marks[kind])),
-            owned: owned.collect(),
-            holds: 0,
-        }
+        Self { marks: [0, 1, 2].map(|kind| both(&self.marks[kind], &after.marks[kind])), owned: owned.collect(), holds: 0 }
     }
 }
