@@ -66,9 +66,8 @@ fn check(bytes: &[u8], known: &Told, what: &str) -> Vec<Happened<Told>> {
     }
     for (id, frames) in &known.owned {
         let row = found.book.allocations.get(&pageless::AllocationId::new(*id));
-        let has: RunSet = row.map_or_else(RunSet::new, |row| {
-            row.released.iter().map(|extent| extent.frames).chain(&row.live).collect()
-        });
+        let has: RunSet =
+            row.map_or_else(RunSet::new, |row| row.released.iter().map(|extent| extent.frames).chain(&row.live).collect());
         let lost = frames.difference(&has);
         assert!(lost.is_empty(), "{what}: alloc:{id} lost {lost}");
     }
