@@ -1,4 +1,5 @@
-//! The usual conversion, without lists: one run in one GiB, nothing in its way, all of it changes, and every mapping proves it.
+//! The usual conversion, without lists: one run in one GiB, nothing in its way, one run of it to change, and every mapping
+//! proves it.
 //!
 //! This is the path that a guest walks millions of times. It does what the general way in [`operation`](crate::operation)
 //! does, in the same order, and nothing else. Where anything is unusual it stops, and the general way goes on from there: that
@@ -8,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arc_swap::Guard;
-use pageless_metadata::{Intent, OperationId};
+use pageless_metadata::{Intent, OperationId, PfnRange};
 use smallvec::smallvec;
 
 use crate::allocation::Allocation;
@@ -52,6 +53,8 @@ struct Marked<'p> {
     pool: &'p Inner,
     owned: &'p Ownership,
     run: Extent,
+    /// The part of the run that changes: the rest is as asked, and stays so while it is marked.
+    changes: PfnRange,
     id: OperationId,
     intent: Intent,
     swept: u64,
@@ -59,7 +62,8 @@ struct Marked<'p> {
 
 impl<'p> Marked<'p> {
     fn open(&self) -> OpenOperation<'p> {
-        OpenOperation::adopt(self.pool, self.owned, self.id, smallvec![self.run], self.intent, self.swept)
+        let changes_all = self.changes == self.run.frames;
+        OpenOperation::adopt(self.pool, self.owned, self.id, smallvec![self.run], self.intent, self.swept, changes_all)
     }
 
     #[cold]
@@ -96,7 +100,7 @@ impl<'p> Marked<'p> {
             if !self.is_undisturbed() {
                 return Err(Stage::Invalidating { nth, stuck: None });
             }
-            let proof = attached.mapping.invalidate(&op, op.frames);
+            let proof = attached.mapping.invalidate(&op, self.changes);
             proof.map_err(|stuck| Stage::Invalidating { nth, stuck: Some(stuck) })?;
         }
         if self.intent == Intent::Share && self.owned.contents == Contents::Zero {
@@ -104,7 +108,7 @@ impl<'p> Marked<'p> {
             if !self.is_undisturbed() {
                 return Err(Stage::Invalidating { nth, stuck: None });
             }
-            let proof = self.pool.backing.scrub(&op, op.frames);
+            let proof = self.pool.backing.scrub(&op, self.changes);
             proof.map_err(|stuck| Stage::Invalidating { nth, stuck: Some(stuck) })?;
         }
         Ok(())
@@ -126,10 +130,11 @@ impl Allocation {
         let Some((run, piece)) = self.sole_piece(range) else { return AtOnce::Look };
         let record = self.pool.records.record(piece.record);
         let swept = self.pool.swept();
-        let Some(id) = record.lock().begin_at_once(piece.span, self.owned.id, intent, piece.record as u64) else {
+        let Some((id, changes)) = record.lock().begin_at_once(piece.span, self.owned.id, intent, piece.record as u64) else {
             return AtOnce::Look;
         };
-        let marked = Marked { pool: &self.pool, owned: &self.owned, run, id, intent, swept };
+        let changes = changes.in_gib_of(run.frames.start());
+        let marked = Marked { pool: &self.pool, owned: &self.owned, run, changes, id, intent, swept };
         // Read after the mark: see `Ownership::mappings`.
         let mappings = self.owned.mappings.load();
         if let Err(stage) = marked.prove(&mappings) {

@@ -95,8 +95,16 @@ impl<'p> OpenOperation<'p> {
 
     /// Takes over frames that the caller has marked itself, when so many marks had been swept.
     #[inline]
-    pub(crate) fn adopt(pool: &'p Inner, owned: &'p Ownership, id: OperationId, runs: Runs, intent: Intent, swept: u64) -> Self {
-        Self { pool, owned, id, intent, runs, changes_all: true, open: true, swept, over: false }
+    pub(crate) fn adopt(
+        pool: &'p Inner,
+        owned: &'p Ownership,
+        id: OperationId,
+        runs: Runs,
+        intent: Intent,
+        swept: u64,
+        changes_all: bool,
+    ) -> Self {
+        Self { pool, owned, id, intent, runs, changes_all, open: true, swept, over: false }
     }
 
     /// Step 2. On refusal the marks are cleared.

@@ -166,20 +166,36 @@ impl Gib {
         Ok(())
     }
 
-    /// Begins a conversion of `span` at once, if nothing at all is in its way and all of it changes; none, and nothing done,
-    /// where somebody must look closer with [`obstacle`](Self::obstacle) and [`to_change`](Self::to_change).
+    /// Begins a conversion of `span` at once, if nothing at all is in its way and what changes is one run: returns that run. None,
+    /// and nothing done, where somebody must look closer with [`obstacle`](Self::obstacle) and [`to_change`](Self::to_change).
     #[inline(always)]
-    pub fn begin_at_once(&mut self, span: Span, allocation: AllocationId, intent: Intent, gib: u64) -> Option<OperationId> {
+    pub fn begin_at_once(
+        &mut self,
+        span: Span,
+        allocation: AllocationId,
+        intent: Intent,
+        gib: u64,
+    ) -> Option<(OperationId, Span)> {
         let whole = self.tenure.live_owner_of_all() == Some(allocation);
         let clear = (whole || self.tenure.is_live(span, allocation))
             && self.rare.as_ref().is_none_or(|rare| rare.is_clear(span))
             && self.converting.overlap(span).is_none();
-        if !clear || !self.share.reserve_change(span, intent == Intent::Share) {
+        if !clear {
             return None;
         }
+        let shared = intent == Intent::Share;
+        let changes = if self.share.reserve_change(span, shared) { span } else { self.reserve_one_run(span, shared)? };
         let operation = self.next_operation(gib);
         self.converting.mark(Mark { span, operation, intent });
-        Some(operation)
+        Some((operation, changes))
+    }
+
+    /// Reserves `span` where only one run of it is not `shared` (or not private) yet, and returns that run.
+    #[inline(never)]
+    fn reserve_one_run(&mut self, span: Span, shared: bool) -> Option<Span> {
+        let run = self.share.next_run(span, !shared)?;
+        let another = Span::new(run.end(), span.end()).and_then(|rest| self.share.next_run(rest, !shared));
+        (another.is_none() && self.share.reserve(span).is_ok()).then_some(run)
     }
 
     /// The operation was refused: nothing has happened.

@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn a_lost_frame_silences_the_word_and_a_demotion_is_in_it() {
         let mut gib = owned();
-        let operation = gib.begin_at_once(Span::WHOLE, ID, Intent::Share, 0).unwrap();
+        let (operation, _) = gib.begin_at_once(Span::WHOLE, ID, Intent::Share, 0).unwrap();
         assert!(gib.flip(operation, Span::WHOLE, Intent::Share));
         assert!(agree(&gib));
         assert_eq!(gib.summary().shareability(ID), Some(Shareability::Shared));
@@ -158,7 +158,7 @@ mod tests {
         assert!(agree(&gib) && !gib.summary().is_one_leaf(ID));
         gib.promote(Span::WHOLE);
         assert!(agree(&gib) && gib.summary().is_one_leaf(ID));
-        let operation = gib.begin_at_once(Span::single(9), ID, Intent::Unshare, 0).unwrap();
+        let (operation, _) = gib.begin_at_once(Span::single(9), ID, Intent::Unshare, 0).unwrap();
         gib.finish(operation, Span::single(9), Ending::Fail);
         assert!(!agree(&gib));
     }
