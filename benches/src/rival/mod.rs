@@ -5,3 +5,4 @@ pub mod pages;
 pub mod plane;
 pub mod simd;
 pub mod taker;
+pub mod tlsf;
