@@ -151,6 +151,18 @@ pub fn drawn<'a>(
     })
 }
 
+/// What so many operations take, seen from runs of some other number of them: for harnesses that ask so. `run` prepares, and
+/// tells how long how many took.
+pub fn scaled(operations: u64, mut run: impl FnMut() -> anyhow::Result<(Duration, u64)>) -> anyhow::Result<Duration> {
+    let (mut spent, mut done) = (Duration::ZERO, 0);
+    while done < operations {
+        let (took, count) = run()?;
+        ensure!(count > 0, "a run without operations");
+        (spent, done) = (spent + took, done + count);
+    }
+    Ok(spent.mul_f64(as_f64(operations) / as_f64(done.max(1))))
+}
+
 /// A trial over one operation on swept caches, about something that `draw` chose before. The clock's own cost is taken off.
 pub fn cold<'a, Q: 'a>(sweeper: &Rc<Sweeper>, mut draw: impl FnMut() -> Q + 'a, mut op: impl FnMut(Q) -> bool + 'a) -> Trial<'a> {
     let (clock, sweeper) = (crate::floor::clock_ns(), Rc::clone(sweeper));

@@ -202,17 +202,32 @@ fn hostile(bench: &mut Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn play(sequence: Hostility) -> anyhow::Result<Trial<'static>> {
-    let guest = Rc::new(Guest::new(1)?);
-    let (again, before, steps) = (Rc::clone(&guest), sequence.before, sequence.steps);
-    let prepare = move || {
-        // All private again, but for what comes first.
-        again.convert(0, GIB, false);
-        let wrong = run_steps(&again, &before);
-        ensure!(wrong == 0, "{}: {wrong} steps of what comes first changed nothing", sequence.name);
+impl Hostility {
+    /// How many conversions it has.
+    #[must_use]
+    pub fn conversions(&self) -> u64 {
+        self.steps.len() as u64
+    }
+
+    /// Makes all of a guest's first GiB private again, but for what comes first.
+    pub fn prepare(&self, guest: &Guest) -> anyhow::Result<()> {
+        guest.convert(0, GIB, false);
+        let wrong = run_steps(guest, &self.before);
+        ensure!(wrong == 0, "{}: {wrong} steps of what comes first changed nothing", self.name);
         Ok(())
-    };
-    Ok(drawn(steps.len(), prepare, move || run_steps(&guest, &steps)))
+    }
+
+    /// Its conversions; how many of them changed nothing.
+    #[must_use]
+    pub fn play(&self, guest: &Guest) -> u64 {
+        run_steps(guest, &self.steps)
+    }
+}
+
+fn play(sequence: Hostility) -> anyhow::Result<Trial<'static>> {
+    let (guest, sequence) = (Rc::new(Guest::new(1)?), Rc::new(sequence));
+    let (prepared, again) = (Rc::clone(&guest), Rc::clone(&sequence));
+    Ok(drawn(sequence.steps.len(), move || again.prepare(&prepared), move || sequence.play(&guest)))
 }
 
 fn run_steps(guest: &Guest, steps: &[Step]) -> u64 {

@@ -85,9 +85,14 @@ impl Rounds {
         Self { per_round: (blocks.len() / 8).max(1), blocks, round: 0, before: Vec::new() }
     }
 
+    /// Takes back what the last round put.
+    pub fn finish(&mut self, frames: &Frames) -> anyhow::Result<()> {
+        Ok(self.before.drain(..).try_for_each(|frame| frames.take_at(PfnRange::single(Pfn::new(frame))))?)
+    }
+
     /// Takes back what the round before put, and tells what to put now.
     pub fn next(&mut self, frames: &Frames) -> anyhow::Result<Vec<u64>> {
-        self.before.drain(..).try_for_each(|frame| frames.take_at(PfnRange::single(Pfn::new(frame))))?;
+        self.finish(frames)?;
         let (from, turn) = (self.round * self.per_round % self.blocks.len(), self.round as u64 / 8 * 73);
         self.round += 1;
         let blocks = self.blocks.iter().cycle().skip(from).take(self.per_round);
@@ -125,8 +130,7 @@ fn puts(bench: &mut Bench) -> anyhow::Result<()> {
         let contest = Contest::new(operation, "random over 1 TiB, every block cut").key(key);
         let put = if batched { put_sixteens } else { put_each };
         bench.run(contest.entry("pageless", batch(|| rounds.next(&frames), |list| put(&frames, list))))?;
-        // What the last round put is taken again for the next question.
-        rounds.next(&frames)?;
+        rounds.finish(&frames)?;
     }
     Ok(())
 }
@@ -140,6 +144,12 @@ pub fn holed(gibs: u64) -> anyhow::Result<Frames> {
     Ok(frames)
 }
 
+/// Takes so many frames in one run, aligned to a GiB, and puts them back; whether both worked.
+#[inline]
+pub fn run_pair(frames: &Frames, length: u64) -> bool {
+    frames.take_run(length, Order::GIB1).is_some_and(|run| frames.put(run).is_ok())
+}
+
 fn contiguous(bench: &mut Bench) -> anyhow::Result<()> {
     if !bench.wants("frames.64g_pair") {
         return Ok(());
@@ -148,7 +158,7 @@ fn contiguous(bench: &mut Bench) -> anyhow::Result<()> {
     // The tests' span is too small for 64 GiB; there the run is one GiB.
     let length = 64.min(gibs / 4).max(1) * GIB;
     let frames = holed(gibs)?;
-    let pair = || frames.take_run(length, Order::GIB1).is_some_and(|run| frames.put(run).is_ok());
+    let pair = || run_pair(&frames, length);
     let contest = Contest::new("take and put 64 GiB contiguous", "1 TiB, one hole long enough").key("frames.64g_pair");
     bench.run(contest.entry("pageless", hot(pair)))
 }
