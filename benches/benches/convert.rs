@@ -46,7 +46,7 @@ fn hostile(c: &mut Criterion) {
             assert_eq!(sequence.play(&guest), 0);
             Ok((start.elapsed(), sequence.conversions()))
         };
-        group.bench_function(sequence.name, |b| b.iter_custom(|conversions| scaled(conversions, run).unwrap()));
+        group.bench_function(sequence.id, |b| b.iter_custom(|conversions| scaled(conversions, run).unwrap()));
     }
     group.finish();
 }

@@ -121,6 +121,8 @@ pub fn every_gib(guest: &Guest) -> anyhow::Result<Swing> {
 /// A sequence that a hostile guest might choose for one GiB: what it does first, untimed, and then its conversions, each as
 /// first frame, frames, and whether to share.
 pub struct Hostility {
+    /// In one word.
+    pub id: &'static str,
     /// What it does.
     pub name: &'static str,
     before: Vec<Step>,
@@ -144,37 +146,44 @@ pub fn hostilities() -> Vec<Hostility> {
     let block_holes = (0..8192).flat_map(move |nth| [(block(nth), 512, true), (block(nth) + 9, 1, false)]);
     vec![
         Hostility {
+            id: "ascending",
             name: "every second frame shared and back, ascending",
             before: vec![],
             steps: every_second(true).chain(every_second(false)).collect(),
         },
         Hostility {
+            id: "scattered",
             name: "every second frame shared and back, scattered",
             before: vec![],
             steps: scattered(true).chain(scattered(false)).collect(),
         },
         Hostility {
+            id: "holes",
             name: "every second frame of a shared GiB unshared and back, scattered",
             before: vec![(0, 1 << 18, true)],
             steps: scattered(false).chain(scattered(true)).collect(),
         },
         Hostility {
+            id: "threshold",
             name: "one frame toggled at roaring's container threshold",
             before: threshold,
             steps: toggles(65_535).collect(),
         },
-        Hostility { name: "one frame toggled in a uniform GiB", before: vec![], steps: toggles(77_777).collect() },
+        Hostility { id: "toggle", name: "one frame toggled in a uniform GiB", before: vec![], steps: toggles(77_777).collect() },
         Hostility {
+            id: "gib_hole",
             name: "the GiB shared and one frame of it unshared, again and again",
             before: vec![(0, 1, true), (1, 1, true)],
             steps: holes.collect(),
         },
         Hostility {
+            id: "block_cut",
             name: "one frame of a uniform block shared and back, block after block",
             before: vec![],
             steps: cuts.collect(),
         },
         Hostility {
+            id: "block_hole",
             name: "a block shared and one frame of it unshared, block after block",
             before: vec![],
             steps: block_holes.collect(),
