@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use pageless::frames::Frames;
-use pageless::{Mapping, Order};
+use pageless::{Mapping, Order, Pfn};
 use pageless_bench::contest::scaled;
 use pageless_bench::guest::{self, NoOp};
 use pageless_bench::question::frames::{self, Rounds};
@@ -25,7 +25,7 @@ fn allocate(c: &mut Criterion) {
         b.iter(|| frames::run_pair(holed, 64 * Order::GIB1.frames()));
     });
     let taken = LazyCell::new(|| frames::taken(1024).unwrap());
-    type Put = fn(&Frames, &[u64]) -> u64;
+    type Put = fn(&Frames, &[Pfn]) -> u64;
     let puts: [(_, Put); 2] = [("4k_put_random_1tib", frames::put_each), ("4k_put_batch_1tib", frames::put_sixteens)];
     for (name, put) in puts {
         let mut rounds = Rounds::new(1024, 11);

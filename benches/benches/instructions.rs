@@ -12,7 +12,7 @@ use std::sync::Arc;
 use gungraun::prelude::*;
 use gungraun::{Callgrind, EventKind};
 use pageless::frames::Frames;
-use pageless::{Mapping, Order, Pool};
+use pageless::{Mapping, Order, Pfn, Pool};
 use pageless_bench::guest::{self, Guest, NoOp, Swing};
 use pageless_bench::question::convert::{self, Hostility};
 use pageless_bench::question::frames::{self, Rounds};
@@ -72,7 +72,7 @@ fn pairs((layer, order): (Frames, Order)) -> Frames {
 /// One frame of every eighth block of four GiBs.
 const PUTS: u64 = 256;
 
-fn taken() -> (Frames, Vec<u64>) {
+fn taken() -> (Frames, Vec<Pfn>) {
     let taken = frames::taken(4).unwrap();
     let list = Rounds::new(4, 11).next(&taken).unwrap();
     assert_eq!(list.len() as u64, PUTS);
@@ -81,14 +81,14 @@ fn taken() -> (Frames, Vec<u64>) {
 
 #[library_benchmark(setup = taken)]
 #[bench::single(config = limit("frames.put"))]
-fn put((taken, list): (Frames, Vec<u64>)) -> (Frames, Vec<u64>) {
+fn put((taken, list): (Frames, Vec<Pfn>)) -> (Frames, Vec<Pfn>) {
     assert_eq!(frames::put_each(&taken, &list), 0);
     (taken, list)
 }
 
 #[library_benchmark(setup = taken)]
 #[bench::sixteen(config = limit("frames.put_batch"))]
-fn put_batch((taken, list): (Frames, Vec<u64>)) -> (Frames, Vec<u64>) {
+fn put_batch((taken, list): (Frames, Vec<Pfn>)) -> (Frames, Vec<Pfn>) {
     assert_eq!(frames::put_sixteens(&taken, &list), 0);
     (taken, list)
 }

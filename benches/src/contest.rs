@@ -103,17 +103,17 @@ fn timed(calls: u32, op: &mut impl FnMut() -> bool) -> anyhow::Result<Duration> 
 }
 
 /// A trial that prepares, untimed, and then runs all of a batch; it tells the mean of one. `run` says how many went wrong.
-pub fn batch<'a, T>(mut prepare: impl FnMut() -> anyhow::Result<T> + 'a, mut run: impl FnMut(&T) -> u64 + 'a) -> Trial<'a>
-where
-    T: AsRef<[u64]>,
-{
+pub fn batch<'a, Q: 'a>(
+    mut prepare: impl FnMut() -> anyhow::Result<Vec<Q>> + 'a,
+    mut run: impl FnMut(&[Q]) -> u64 + 'a,
+) -> Trial<'a> {
     Box::new(move || {
         let list = prepare()?;
         let start = Stopwatch::start();
         let wrong = run(&list);
         let elapsed = nanos(start.elapsed());
-        ensure!(wrong == 0, "{wrong} of {} operations went wrong", list.as_ref().len());
-        Ok(elapsed / as_f64(list.as_ref().len().max(1) as u64))
+        ensure!(wrong == 0, "{wrong} of {} operations went wrong", list.len());
+        Ok(elapsed / as_f64(list.len().max(1) as u64))
     })
 }
 

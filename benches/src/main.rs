@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::Parser;
 use pageless_bench::args::Args;
 use pageless_bench::bench::Scale;
-use pageless_bench::{html, question, table};
+use pageless_bench::{html, markdown, question, table};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -34,6 +34,7 @@ fn compare(args: &Args) -> anyhow::Result<()> {
     // Opened first: minutes later it would be late to hear that a file cannot be written.
     let json = args.json.as_deref().map(create).transpose()?;
     let html = args.html.as_deref().map(create).transpose()?;
+    let markdown = args.markdown.as_deref().map(create).transpose()?;
     if cfg!(debug_assertions) {
         eprintln!("built without --release: no figure below means anything");
     }
@@ -45,6 +46,9 @@ fn compare(args: &Args) -> anyhow::Result<()> {
     }
     if let Some(file) = html {
         file.write(&html::page(&report))?;
+    }
+    if let Some(file) = markdown {
+        file.write(&markdown::text(&report))?;
     }
     println!("took {:.0} s", start.elapsed().as_secs_f64());
     Ok(())

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use pageless_bench::bench::Scale;
 use pageless_bench::report::{ENTROPY_LIMIT, Report};
-use pageless_bench::{html, question, run, table};
+use pageless_bench::{html, markdown, question, run, table};
 use serde_json::Value;
 
 /// The lines of the design, but for the three that arrive with the ledger.
@@ -106,7 +106,8 @@ fn every_contender_of_the_catalogue_takes_part_or_says_why_not() {
             assert!(planes.iter().all(|part| seen.iter().any(|name| name.contains(part))), "{operation}: {seen:?}");
         }
     }
-    let allocators = "frame-alloc buddy_system_allocator bitmap-allocator range-alloc vm-allocator xalloc pageless";
+    let allocators =
+        "frame-alloc buddy_system_allocator buddy-slab-allocator bitmap-allocator range-alloc vm-allocator xalloc pageless";
     for operation in ["take and put 4K", "take and put 2M", "take and put 1G", "2M blocks found"] {
         let seen = contenders("allocation", operation);
         let has = |part: &String| seen.iter().any(|(_, contender)| contender.starts_with(part.as_str()));
@@ -129,6 +130,13 @@ fn the_tables_and_the_page_show_every_row_and_where_a_rival_wins() {
     assert!(text.contains("where a rival wins:") && page.contains("Where a rival wins"));
     assert!(!REPORT.lost().is_empty(), "an unsplit head is one load: if nobody wins, the verdict looks away");
     needs_no_other_file(&page);
+    let markdown = markdown::text(&REPORT);
+    let cells = |line: &str| line.matches('|').count();
+    for table in markdown.split("\n\n").filter(|part| part.starts_with("| ")) {
+        assert!(table.lines().all(|line| cells(line) == cells(table.lines().next().unwrap())), "{table}");
+    }
+    assert!(words(KEYS).iter().all(|key| markdown.contains(&format!("| {key} |"))));
+    assert!(REPORT.rows.iter().all(|row| markdown.contains(row.contender.as_str())));
 }
 
 /// Nothing in the page makes a browser ask for anything.
@@ -197,7 +205,7 @@ fn a_wrong_argument_is_refused_at_once_by_its_name() {
 
 #[test]
 fn a_file_that_cannot_be_written_is_refused_before_anything_is_measured() {
-    for option in ["--json", "--html"] {
+    for option in ["--json", "--html", "--markdown"] {
         let (output, told, complaint) = program(&["--quick", option, "no-such-folder/seen"]);
         assert_eq!(output.status.code(), Some(1), "{complaint}");
         assert!(told.is_empty() && complaint.contains("no-such-folder/seen"), "{complaint}");

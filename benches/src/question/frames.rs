@@ -73,7 +73,7 @@ pub struct Rounds {
     blocks: Vec<u64>,
     per_round: usize,
     round: usize,
-    before: Vec<u64>,
+    before: Vec<Pfn>,
 }
 
 impl Rounds {
@@ -87,34 +87,29 @@ impl Rounds {
 
     /// Takes back what the last round put.
     pub fn finish(&mut self, frames: &Frames) -> anyhow::Result<()> {
-        Ok(self.before.drain(..).try_for_each(|frame| frames.take_at(PfnRange::single(Pfn::new(frame))))?)
+        Ok(self.before.drain(..).try_for_each(|frame| frames.take_at(PfnRange::single(frame)))?)
     }
 
     /// Takes back what the round before put, and tells what to put now.
-    pub fn next(&mut self, frames: &Frames) -> anyhow::Result<Vec<u64>> {
+    pub fn next(&mut self, frames: &Frames) -> anyhow::Result<Vec<Pfn>> {
         self.finish(frames)?;
         let (from, turn) = (self.round * self.per_round % self.blocks.len(), self.round as u64 / 8 * 73);
         self.round += 1;
         let blocks = self.blocks.iter().cycle().skip(from).take(self.per_round);
-        let list: Vec<u64> = blocks.map(|block| block * 512 + (turn + block * 31) % 511).collect();
+        let list: Vec<Pfn> = blocks.map(|block| Pfn::new(block * 512 + (turn + block * 31) % 511)).collect();
         self.before.clone_from(&list);
         Ok(list)
     }
 }
 
 /// Puts single frames, each by itself; how many were refused.
-pub fn put_each(frames: &Frames, list: &[u64]) -> u64 {
-    list.iter().map(|frame| u64::from(frames.put(PfnRange::single(Pfn::new(*frame))).is_err())).sum()
+pub fn put_each(frames: &Frames, list: &[Pfn]) -> u64 {
+    list.iter().map(|frame| u64::from(frames.put(PfnRange::single(*frame)).is_err())).sum()
 }
 
 /// Puts single frames in batches of 16; how many batches were refused.
-pub fn put_sixteens(frames: &Frames, list: &[u64]) -> u64 {
-    let put = |chunk: &[u64]| {
-        let mut batch = [Pfn::new(0); 16];
-        batch.iter_mut().zip(chunk).for_each(|(pfn, frame)| *pfn = Pfn::new(*frame));
-        u64::from(frames.put_batch(&batch[..chunk.len()]).is_err())
-    };
-    list.chunks(16).map(put).sum()
+pub fn put_sixteens(frames: &Frames, list: &[Pfn]) -> u64 {
+    list.chunks(16).map(|batch| u64::from(frames.put_batch(batch).is_err())).sum()
 }
 
 fn puts(bench: &mut Bench) -> anyhow::Result<()> {

@@ -104,7 +104,7 @@ fn filled<'a, P: Plane + 'a>(bench: &mut Bench, pattern: Pattern) -> anyhow::Res
     ensure!(blocks.iter().all(|block| plane.is_shared(block * frames)), "{} lost a frame", P::NAME);
     bench.bytes_per_tib(bytes_contest(pattern, gibs), P::NAME, counted, gibs);
     let mut toggler = Toggler::of(gibs * GIB / frames, blocks, 82);
-    let run = move |plan: &Vec<u64>| {
+    let run = move |plan: &[u64]| {
         for coded in plan {
             plane.set(coded / 2 * frames..(coded / 2 + 1) * frames, coded % 2 == 1);
         }

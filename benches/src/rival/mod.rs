@@ -1,5 +1,6 @@
 //! The rivals: other people's crates behind one trait each, and models of what Linux does. Measured, never used.
 
+pub mod buddy_slab;
 pub mod frame_alloc;
 pub mod pages;
 pub mod plane;

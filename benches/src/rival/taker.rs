@@ -191,6 +191,7 @@ fn gaps(frames: u64, taken: &[u64]) -> impl Iterator<Item = Range<u64>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::rival::buddy_slab::BuddySlab;
     use crate::rival::frame_alloc::FrameAlloc;
     use crate::rival::tlsf::Tlsf;
 
@@ -217,5 +218,6 @@ mod tests {
         is_fair::<Addresses>();
         is_fair::<FrameAlloc>();
         is_fair::<Tlsf>();
+        is_fair::<BuddySlab>();
     }
 }
