@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use pageless_metadata::{FRAME_BYTES, Pfn, PfnRange};
+use pageless_metadata::{FRAME_BYTES, Order, Pfn, PfnRange};
 use smallvec::{SmallVec, smallvec};
 
 use crate::sync::{AtomicU64, Ordering, RwLock};
@@ -40,6 +40,14 @@ impl Extent {
         Some(Self { offset: self.offset_of(part.start()), frames: part })
     }
 
+    /// The block of `order` that begins at `offset`, bytes of the allocation, if the extent has all of it and it is aligned alike
+    /// in the allocation and in the pool.
+    pub(crate) fn block_at(self, offset: u64, order: Order) -> Option<PfnRange> {
+        let run = self.within(&(offset..offset.checked_add(order.bytes())?))?;
+        let aligned = offset.is_multiple_of(order.bytes()) && run.frames.start().is_aligned(order);
+        (aligned && run.offset == offset && run.frames.frames() == order.frames()).then_some(run.frames)
+    }
+
     /// The part of it that lies in `range`, bytes of the allocation, aligned to frames.
     fn within(self, range: &Range<u64>) -> Option<Self> {
         let (from, to) = (range.start.max(self.offset), range.end.min(self.end()));
@@ -66,6 +74,7 @@ impl Extents {
     }
 
     /// How often frames have been replaced. A verb that found its frames released asks whether they were replaced meanwhile.
+    #[inline]
     pub(crate) fn generation(&self) -> u64 {
         // Acquire: whoever sees a replacement sees its extents.
         self.replaced.load(Ordering::Acquire)

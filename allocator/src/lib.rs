@@ -11,6 +11,7 @@
 
 mod allocation;
 mod asking;
+mod at_once;
 mod attach;
 mod backing;
 mod builder;
@@ -23,6 +24,7 @@ mod guard;
 mod hold;
 mod hung;
 mod journal;
+mod locked;
 mod mapping;
 mod operation;
 mod outcome;
@@ -41,6 +43,7 @@ mod resize;
 mod stats;
 mod sync;
 mod verify;
+mod whole_gibs;
 mod withdrawal;
 
 pub use allocation::Allocation;

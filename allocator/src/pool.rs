@@ -21,6 +21,7 @@ use crate::placement;
 use crate::record::{Piece, Records};
 use crate::request::{AllocateError, Request};
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
+use crate::whole_gibs::whole_gibs;
 use crate::withdrawal::{Entry, Lost, Registry, RetryPolicy, Withdrawn};
 
 /// A pool of frames. Clones are handles to the same pool; all verbs may run concurrently from many threads.
@@ -247,7 +248,8 @@ impl Inner {
         // Relaxed: only uniqueness matters.
         let id = AllocationId::new(self.next_allocation.fetch_add(1, Ordering::Relaxed));
         let extents = extents_of(runs);
-        let owned = Arc::new(Ownership::new(id, Arc::clone(&request.owner), request.bytes, request.contents, extents));
+        let gibs = whole_gibs(&self.records, &extents);
+        let owned = Arc::new(Ownership::new(id, request, extents, gibs));
         let pieces: Vec<Piece> = runs.iter().flat_map(|run| self.records.pieces(*run)).collect();
         let mut locked = self.records.lock(&pieces);
         if pieces.iter().any(|piece| locked.gib(piece.record).is_withdrawn(piece.span)) {
@@ -270,6 +272,7 @@ impl Inner {
         Some(owned)
     }
 
+    #[inline]
     pub(crate) fn swept(&self) -> u64 {
         // Acquire: pairs with the sweep's increment, which comes before it takes a mark.
         self.swept_marks.load(Ordering::Acquire)

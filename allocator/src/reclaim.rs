@@ -189,7 +189,7 @@ impl Inner {
                 told.waiting.push(Waiting { frames, why });
             }
         }
-        id.map(|id| OpenOperation::adopt(self, owned, id, runs, Intent::Reclaim, swept))
+        id.map(|id| OpenOperation::adopt(self, owned, id, runs, Intent::Reclaim, swept, true))
     }
 
     /// Asks the backing about everything that the mappings proved, granule by granule, and frees what it proves too.

@@ -8,6 +8,40 @@ mod chosen {
     #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
+    pub(crate) type SpinGuard<'l, T> = spin::mutex::SpinMutexGuard<'l, T>;
+
+    /// A lock for critical sections of a few dozen nanoseconds, given back by a plain store. Other locks give theirs back by a
+    /// second read-modify-write, which waits until every store before it has left the core: that was a third of a conversion.
+    #[derive(Debug, Default)]
+    pub(crate) struct SpinLock<T>(spin::mutex::SpinMutex<T>);
+
+    impl<T> SpinLock<T> {
+        pub(crate) const fn new(value: T) -> Self {
+            Self(spin::mutex::SpinMutex::new(value))
+        }
+
+        #[inline]
+        pub(crate) fn lock(&self) -> SpinGuard<'_, T> {
+            self.0.try_lock().unwrap_or_else(|| self.wait())
+        }
+
+        /// Spins, then yields, then sleeps: whoever holds the lock may have lost its CPU, and may run below this thread's
+        /// priority, so that it gets none while this thread does not sleep.
+        #[cold]
+        fn wait(&self) -> SpinGuard<'_, T> {
+            const NAP: std::time::Duration = std::time::Duration::from_micros(20);
+            let backoff = crossbeam::utils::Backoff::new();
+            loop {
+                if !self.0.is_locked()
+                    && let Some(guard) = self.0.try_lock()
+                {
+                    return guard;
+                }
+                if backoff.is_completed() { std::thread::sleep(NAP) } else { backoff.snooze() }
+            }
+        }
+    }
+
     /// Gives way to whoever is in the middle of what this thread waits for. `tries` is how often it has waited already.
     #[inline]
     pub(crate) fn give_way(tries: u32) {
@@ -66,6 +100,10 @@ mod chosen {
             self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
         }
     }
+
+    /// To shuttle's scheduler a lock is a lock.
+    pub(crate) type SpinLock<T> = Mutex<T>;
+    pub(crate) type SpinGuard<'l, T> = MutexGuard<'l, T>;
 
     /// shuttle's reader-writer lock with parking_lot's face: no poisoning.
     #[derive(Debug, Default)]
