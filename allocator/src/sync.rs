@@ -8,6 +8,14 @@ mod chosen {
     #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
+    /// What is made when it is first needed.
+    pub(crate) type Late<T> = std::sync::OnceLock<T>;
+
+    /// Words that are all 0. The system gives them without touching them.
+    pub(crate) fn zeroed_words(count: usize) -> Box<[AtomicU64]> {
+        bytemuck::allocation::zeroed_slice_box(count)
+    }
+
     /// Gives way to whoever is in the middle of what this thread waits for. `tries` is how often it has waited already.
     #[inline]
     pub(crate) fn give_way(tries: u32) {
@@ -85,6 +93,14 @@ mod chosen {
         pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
             self.0.write().unwrap_or_else(PoisonError::into_inner)
         }
+    }
+
+    /// What is made when it is first needed.
+    pub(crate) type Late<T> = std::sync::OnceLock<T>;
+
+    /// Words that are all 0.
+    pub(crate) fn zeroed_words(count: usize) -> Box<[AtomicU64]> {
+        (0..count).map(|_| AtomicU64::new(0)).collect()
     }
 
     /// Gives way to whoever is in the middle of what this thread waits for.

@@ -9,28 +9,30 @@
 //! an epoch that makes "none left" honest (`moves`). A cut block is never glued together: once all its frames are back it
 //! is found through a hint, and whoever takes it as a whole takes its words.
 
+mod batch;
 mod claim;
 mod hints;
+mod hot;
 mod moves;
 mod outcome;
 mod place;
 mod prefer;
 mod put;
 mod seek;
+mod slab;
 mod store;
 mod survey;
 
 use std::ops::ControlFlow;
 
 use pageless_metadata::{Order, Pfn, PfnRange, RunSet};
-use smallvec::SmallVec;
 
 use moves::Moves;
 use outcome::first_outside;
 pub use outcome::{Buildable, PutError, TakeAtError};
-use place::{GROUP_LOG2, Level, Piece, Place, first_piece, pieces};
+use place::{GIB_LOG2, GROUP_LOG2, LEAF_WORDS, Place, first_piece, pieces};
 use prefer::Preferences;
-use store::{Group, Lane, Top, lanes_up_to};
+use store::{Group, Lane, Leaf, Top};
 
 use crate::sync::give_way;
 
@@ -81,14 +83,14 @@ impl Frames {
     }
 
     /// Takes one aligned block of `order`; none when no such block is free.
-    #[inline]
+    // Most callers know the size when they are compiled, and then little is left of this.
+    #[inline(always)]
     pub fn take(&self, order: Order) -> Option<Pfn> {
-        let found = match order {
+        match order {
             Order::BASE => self.take_frame(),
             Order::MIB2 => self.take_block(),
             _ => self.take_gib(),
-        };
-        found.map(|place| self.pfn(place))
+        }
     }
 
     /// Takes `frames` contiguous frames that start at a multiple of `align`. The run may cross GiBs. None when `frames` is 0
@@ -137,44 +139,20 @@ impl Frames {
     /// Puts taken frames back. They need not have been taken together. On [`PutError::AlreadyFree`] and
     /// [`PutError::Foreign`] nothing has changed; the error names the first frame that is free already, or, before that, the
     /// first outside the span.
-    #[inline]
+    // Most callers know the size when they are compiled, and then little is left of this.
+    #[inline(always)]
     pub fn put(&self, range: PfnRange) -> Result<(), PutError> {
         if !self.span.contains_range(range) {
             return Err(self.foreign(range));
         }
-        let (at, end) = (self.place(range.start()).0, self.place(range.end()).0);
-        if end - at == 1 {
-            return self.put_frame(Place(at)).map_err(|_| PutError::AlreadyFree { pfn: range.start() });
+        let (at, frames) = (self.place(range.start()), range.frames());
+        let aligned = |order: Order| frames == order.frames() && at.0.is_multiple_of(frames);
+        match frames {
+            1 => self.put_frame(at),
+            _ if aligned(Order::MIB2) => self.put_block(at),
+            _ if aligned(Order::GIB1) => self.put_gib(at),
+            _ => self.put_run(at.0, at.0 + frames),
         }
-        let whole = first_piece(at, end);
-        if at + whole.frames() == end {
-            // One word speaks for all of it: most runs are blocks.
-            let put = self.first_free(whole).map_or_else(|| self.publish(whole), Err);
-            return put.map_err(|place| PutError::AlreadyFree { pfn: self.pfn(place) });
-        }
-        self.put_pieces(at, end)
-    }
-
-    /// Puts single taken frames back, faster than one by one, in any order. A frame named twice is a double free. Errors as
-    /// for [`Frames::put`].
-    pub fn put_batch(&self, frames: &[Pfn]) -> Result<(), PutError> {
-        let mut sorted: SmallVec<[Pfn; 64]> = SmallVec::from_slice(frames);
-        if !sorted.is_sorted() {
-            sorted.sort_unstable();
-        }
-        if let Some(&pfn) = sorted.iter().find(|pfn| !self.span.contains(**pfn)) {
-            return Err(PutError::Foreign { pfn, span: self.span });
-        }
-        let twice = sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
-        let free = sorted.iter().copied().find(|&pfn| self.frame_is_free(pfn));
-        if let Some(pfn) = [twice, free].into_iter().flatten().min() {
-            return Err(PutError::AlreadyFree { pfn });
-        }
-        sorted.iter().enumerate().try_for_each(|(nth, &pfn)| match (self.put_frame(self.place(pfn)), nth) {
-            (Ok(()), _) => Ok(()),
-            (Err(_), 0) => Err(PutError::AlreadyFree { pfn }),
-            (Err(_), _) => Err(PutError::Raced { pfn, from: pfn }),
-        })
     }
 
     /// Whether the frame is free; false outside the span.
@@ -239,13 +217,17 @@ impl Frames {
         self.audit()
     }
 
-    #[inline]
     fn frame_is_free(&self, pfn: Pfn) -> bool {
-        let at = self.place(pfn);
-        self.first_free(Piece { level: Level::Frames, start: at, mask: 1 << at.bit() }).is_some()
+        self.first_free(hot::frame(self.place(pfn))).is_some()
     }
 
-    fn put_pieces(&self, at: u64, end: u64) -> Result<(), PutError> {
+    #[inline(never)]
+    fn put_run(&self, at: u64, end: u64) -> Result<(), PutError> {
+        let whole = first_piece(at, end);
+        if at + whole.frames() == end {
+            // One word speaks for all of it.
+            return self.put_piece(whole);
+        }
         if let Some(place) = pieces(at, end).find_map(|piece| self.first_free(piece)) {
             return Err(PutError::AlreadyFree { pfn: self.pfn(place) });
         }
@@ -258,6 +240,13 @@ impl Frames {
     }
 
     #[cold]
+    #[inline(never)]
+    fn already_free(&self, place: Place) -> PutError {
+        PutError::AlreadyFree { pfn: self.pfn(place) }
+    }
+
+    #[cold]
+    #[inline(never)]
     fn foreign(&self, range: PfnRange) -> PutError {
         PutError::Foreign { pfn: first_outside(self.span, range).unwrap_or(range.start()), span: self.span }
     }
@@ -285,10 +274,29 @@ impl Frames {
         &self.tops[group / 64]
     }
 
-    /// A group's lanes, made if need be: all 512, or in the last group as many as the span has.
+    /// The lane around `at`, its words made if need be.
     #[inline]
-    fn lanes(&self, group: usize) -> &[Lane] {
-        let lanes = self.groups[group].lanes();
-        lanes.unwrap_or_else(|| self.groups[group].lanes_or_new(lanes_up_to(self.place(self.span.end()), group)))
+    fn lane(&self, at: Place) -> Lane<'_> {
+        let group = &self.groups[at.group()];
+        group.lane(at).unwrap_or_else(|| {
+            group.make_gibs((self.end_in_group(at).div_ceil(1 << GIB_LOG2)) as usize);
+            self.lane(at)
+        })
+    }
+
+    /// The leaf around `at`, made if need be.
+    #[inline]
+    fn leaf(&self, at: Place) -> Leaf<'_> {
+        let group = &self.groups[at.group()];
+        group.leaf(at).unwrap_or_else(|| {
+            group.make_leaves(self.end_in_group(at).div_ceil(Order::MIB2.frames()) as usize * LEAF_WORDS);
+            self.leaf(at)
+        })
+    }
+
+    /// Frames from the start of the group around `at` to its end, or the span's if that comes first: at most 2^24.
+    fn end_in_group(&self, at: Place) -> u64 {
+        let start = (at.group() as u64) << GROUP_LOG2;
+        (self.place(self.span.end()).0 - start).min(1 << GROUP_LOG2)
     }
 }
