@@ -1,7 +1,8 @@
 //! The one place that chooses locks and atomics: std's atomics and parking_lot's locks, or, under the feature `shuttle`,
-//! shuttle's, so that its scheduler can explore interleavings. Nothing else in this crate names either.
+//! shuttle's, so that its scheduler can explore interleavings; or, under the feature `loom`, loom's atomics, which the frame
+//! layer needs and nothing else does. Nothing else in this crate names any of them.
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(any(feature = "shuttle", feature = "loom")))]
 mod chosen {
     #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
     pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -43,7 +44,7 @@ mod chosen {
     }
 }
 
-#[cfg(feature = "shuttle")]
+#[cfg(all(feature = "shuttle", not(feature = "loom")))]
 mod chosen {
     use std::sync::PoisonError;
 
@@ -114,14 +115,18 @@ mod chosen {
     }
 }
 
+#[cfg(feature = "loom")]
+#[path = "sync_loom.rs"]
+mod chosen;
+
 #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
 pub(crate) use chosen::*;
 
 /// Waits for `time`. Under shuttle time does not pass; giving way is all there is to do.
 pub(crate) fn sleep(time: std::time::Duration) {
-    #[cfg(not(feature = "shuttle"))]
+    #[cfg(any(not(feature = "shuttle"), feature = "loom"))]
     std::thread::sleep(time);
-    #[cfg(feature = "shuttle")]
+    #[cfg(all(feature = "shuttle", not(feature = "loom")))]
     {
         let _ = time;
         shuttle::thread::yield_now();
