@@ -55,9 +55,10 @@ impl Frames {
             }
             let at = self.place(pfn);
             let group = &self.groups[at.group()];
-            let (Some(gib), Some(word)) = (group.gib(at.gib()), group.leaf_word(at)) else { return 1 };
+            let Some(slab) = group.cut() else { return 1 };
+            let (Some(lane), Some(word)) = (slab.lane(at), slab.leaf_word(at)) else { return 1 };
             odd |= named.again(pfn) | word.load(Ordering::SeqCst) >> at.bit();
-            odd |= gib.pairs[at.lane()].whole.load(Ordering::SeqCst) >> at.block();
+            odd |= lane.whole.load(Ordering::SeqCst) >> at.block();
             odd |= group.whole.load(Ordering::SeqCst) >> at.gib();
         }
         odd & 1
@@ -67,8 +68,14 @@ impl Frames {
     fn put_each(&self, frames: &[Pfn]) -> Result<(), PutError> {
         frames.iter().enumerate().try_for_each(|(nth, &pfn)| {
             // Each was looked at, so an error means that somebody put it meanwhile.
-            self.put_frame(self.place(pfn)).map_err(|error| if nth == 0 { error } else { PutError::Raced { pfn, from: pfn } })
+            self.put_frame(self.place(pfn)).map_err(|_| self.raced_in_batch(nth, pfn))
         })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn raced_in_batch(&self, nth: usize, pfn: Pfn) -> PutError {
+        if nth == 0 { PutError::AlreadyFree { pfn } } else { PutError::Raced { pfn, from: pfn } }
     }
 
     #[cold]

@@ -38,7 +38,7 @@ impl Frames {
             Level::Gibs => self.claim_word(&group.whole, piece, claimed),
             Level::Blocks => {
                 self.cut_gib_around(at);
-                self.claim_word(self.lane(at).whole, piece, claimed)
+                self.claim_word(&self.lane(at).whole, piece, claimed)
             }
             Level::Frames => return self.claim_frames(piece, claimed),
         };
@@ -49,7 +49,7 @@ impl Frames {
         let at = piece.start;
         self.cut_gib_around(at);
         let lane = self.lane(at);
-        let took = if take_all(lane.whole, ones(at.block(), 1)).is_ok() {
+        let took = if take_all(&lane.whole, ones(at.block(), 1)).is_ok() {
             self.cut_block(lane, at, piece.mask);
             true
         } else {

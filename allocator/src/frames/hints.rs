@@ -4,9 +4,11 @@
 //! the hint again if there is something after all. Whichever comes first, one of the two sees the other (`offer_*` pairs
 //! with `clear_*`). A hint that must be set, and every clearing, is a move, so no scan fails because of a half-done one.
 
+use pageless_metadata::Order;
+
 use super::Frames;
 use super::place::{Place, each_bit};
-use super::store::{CLASSES, Group, Lane, Leaf, Supply, has, hint, unhint};
+use super::store::{CLASSES, Group, Leaf, Spot, Supply, has, hint, unhint};
 use crate::sync::{AtomicU64, Ordering};
 
 impl Frames {
@@ -29,7 +31,7 @@ impl Frames {
 
     #[inline(never)]
     fn offer_untold(&self, group: &Group, full: &AtomicU64, at: Place, told: bool) {
-        if group.leaf(at).is_some_and(Leaf::is_full) && (!told || group.may_be_full(at.gib())) {
+        if group.leaf(at).is_some_and(Leaf::is_full) && (!told || group.may_be_full(at.align_down(Order::GIB1))) {
             self.hint_full(group, full, at);
         }
     }
@@ -38,7 +40,7 @@ impl Frames {
     /// missing only in appearance.
     #[inline]
     pub(super) fn offer_blocks(&self, group: &Group, full: &AtomicU64, at: Place, whole: u64) {
-        let completes = || whole | full.load(Ordering::SeqCst) == !0 && group.may_be_full(at.gib());
+        let completes = || whole | full.load(Ordering::SeqCst) == !0 && group.may_be_full(at.align_down(Order::GIB1));
         if !has(&group.blocks, at.gib()) || (!has(&group.full, at.gib()) && completes()) {
             self.hint_blocks(group, at);
         }
@@ -73,7 +75,7 @@ impl Frames {
         let _move = self.moves.begin();
         hint(&group.blocks, at.gib());
         self.hint_top(Supply::Blocks, at.group());
-        if group.may_be_full(at.gib()) {
+        if group.may_be_full(at.align_down(Order::GIB1)) {
             hint(&group.full, at.gib());
             self.hint_top(Supply::Gibs, at.group());
         }
@@ -84,20 +86,20 @@ impl Frames {
     }
 
     /// Clears the hint that the leaf around `at` has free frames, unless it has.
-    pub(super) fn clear_some(&self, group: &Group, lane: Lane<'_>, at: Place) {
+    pub(super) fn clear_some(&self, group: &Group, lane: Spot<'_>, at: Place) {
         let _move = self.moves.begin();
-        unhint(lane.some, at.block());
+        unhint(&lane.some, at.block());
         if lane.leaf(at.block()).is_some_and(|leaf| !leaf.is_empty()) {
-            self.hint_some(group, lane.some, at);
+            self.hint_some(group, &lane.some, at);
         }
     }
 
     /// Clears the hint that the leaf around `at` has all its frames, unless it has.
-    pub(super) fn clear_full(&self, group: &Group, lane: Lane<'_>, at: Place) {
+    pub(super) fn clear_full(&self, group: &Group, lane: Spot<'_>, at: Place) {
         let _move = self.moves.begin();
-        unhint(lane.full, at.block());
+        unhint(&lane.full, at.block());
         if lane.leaf_is_full(at.block()) {
-            self.hint_full(group, lane.full, at);
+            self.hint_full(group, &lane.full, at);
         }
     }
 
@@ -107,7 +109,7 @@ impl Frames {
         let mut lanes = group.lanes_of(Place::of_gib(index, gib)).map(|(_, lane)| lane);
         let _move = self.moves.begin();
         let (word, borne_out): (_, &mut dyn FnMut() -> bool) = match supply {
-            Supply::Gibs => (&group.full, &mut || group.may_be_full(gib)),
+            Supply::Gibs => (&group.full, &mut || group.may_be_full(Place::of_gib(index, gib))),
             Supply::Blocks => (&group.blocks, &mut || lanes.any(|lane| lane.may_have_blocks() != 0)),
             Supply::Some => (&group.some, &mut || lanes.any(|lane| lane.some.load(Ordering::SeqCst) != 0)),
         };
@@ -140,8 +142,8 @@ impl Frames {
         /// Classes 0 to 2 have at most this many free blocks.
         const AT_MOST: [u32; CLASSES - 1] = [31, 127, 383];
         let group = &self.groups[index];
-        let pairs = group.gib(gib).map_or(&[][..], |gib| &gib.pairs);
-        let free: u32 = pairs.iter().map(|pair| pair.whole.load(Ordering::SeqCst).count_ones()).sum();
+        let lanes = group.lanes_of(Place::of_gib(index, gib));
+        let free: u32 = lanes.map(|(_, lane)| lane.whole.load(Ordering::SeqCst).count_ones()).sum();
         let class = AT_MOST.iter().position(|&most| free <= most).unwrap_or(CLASSES - 1);
         for (nth, word) in group.class.iter().enumerate() {
             match (nth == class, has(word, gib)) {

@@ -5,7 +5,6 @@
 use pageless_metadata::Pfn;
 
 use super::Frames;
-use super::outcome::PutError;
 use super::place::{Level, Piece, Place, ones};
 use super::prefer::Slot;
 use super::store::{Supply, has, set_clear, take_lowest};
@@ -18,7 +17,8 @@ impl Frames {
         let start = slot.frames_from();
         // No preference lies in no group.
         if let Some(group) = self.groups.get(start.group())
-            && let Some(word) = group.leaf_word(start)
+            && let Some(slab) = group.cut()
+            && let Some(word) = slab.leaf_word(start)
             && let Some(bit) = take_lowest(word)
         {
             return Some(self.pfn(Place(start.0 | u64::from(bit))));
@@ -31,8 +31,9 @@ impl Frames {
         let slot = self.preferences.mine();
         let start = slot.blocks_from();
         if let Some(group) = self.groups.get(start.group())
-            && let Some(gib) = group.gib(start.gib())
-            && let Some(block) = take_lowest(&gib.pairs[start.lane()].whole)
+            && let Some(slab) = group.cut()
+            && let Some(lane) = slab.lane(start)
+            && let Some(block) = take_lowest(&lane.whole)
         {
             return Some(self.pfn(start.block_of_lane(block)));
         }
@@ -82,55 +83,54 @@ impl Frames {
         Some(self.pfn(found?))
     }
 
-    /// Puts a frame of the span.
+    /// Puts a frame of the span; tells it if it is free already.
     #[inline]
-    pub(super) fn put_frame(&self, at: Place) -> Result<(), PutError> {
+    pub(super) fn put_frame(&self, at: Place) -> Result<(), Place> {
         let group = &self.groups[at.group()];
-        let (Some(gib), Some(word)) = (group.gib(at.gib()), group.leaf_word(at)) else {
-            return self.put_piece(frame(at));
-        };
-        let pair = &gib.pairs[at.lane()];
-        if has(&group.whole, at.gib()) || has(&pair.whole, at.block()) {
-            return Err(self.already_free(at));
+        let Some(slab) = group.cut() else { return self.put_piece(frame(at)) };
+        let Some(lane) = slab.lane(at) else { return self.put_piece(frame(at)) };
+        let Some(word) = slab.leaf_word(at) else { return self.put_piece(frame(at)) };
+        if has(&group.whole, at.gib()) || has(&lane.whole, at.block()) {
+            return Err(at);
         }
-        let Ok(now) = set_clear(word, 1 << at.bit()) else { return Err(self.already_free(at)) };
-        let told = has(&pair.some, at.block()) && has(&group.some, at.gib());
-        let told_full = || has(&gib.full[at.lane()], at.block()) && has(&group.blocks, at.gib()) && has(&group.full, at.gib());
-        if told && (now != !0 || told_full()) {
-            return Ok(());
+        let Ok(now) = set_clear(word, 1 << at.bit()) else { return Err(at) };
+        let told = has(&lane.some, at.block()) && has(&group.some, at.gib());
+        let full_told = || has(&lane.full, at.block()) && has(&group.blocks, at.gib()) && has(&group.full, at.gib());
+        if !told || (now == !0 && !full_told()) {
+            return self.tell_frames(at, now);
         }
-        self.tell_frames(at, now)
+        Ok(())
     }
 
-    /// Puts a block of 2 MiB of the span.
+    /// Puts a block of 2 MiB of the span; tells its first free frame if there is one.
     #[inline]
-    pub(super) fn put_block(&self, at: Place) -> Result<(), PutError> {
+    pub(super) fn put_block(&self, at: Place) -> Result<(), Place> {
         let group = &self.groups[at.group()];
         let piece = Piece { level: Level::Blocks, start: at, mask: 1 << at.block() };
-        let Some(gib) = group.gib(at.gib()) else { return self.put_piece(piece) };
-        let pair = &gib.pairs[at.lane()];
+        let Some(slab) = group.cut() else { return self.put_piece(piece) };
+        let Some(lane) = slab.lane(at) else { return self.put_piece(piece) };
         // A block that was ever cut may have free frames.
-        if has(&group.whole, at.gib()) || has(&pair.some, at.block()) {
+        if has(&group.whole, at.gib()) || has(&lane.some, at.block()) {
             return self.put_piece(piece);
         }
-        let Ok(now) = set_clear(&pair.whole, piece.mask) else { return Err(self.already_free(at)) };
+        let Ok(now) = set_clear(&lane.whole, piece.mask) else { return Err(at) };
         // If the GiB is said to be free as a whole, there is nothing to add; else that may be the case now.
-        if has(&group.blocks, at.gib()) && (has(&group.full, at.gib()) || now | gib.full[at.lane()].load(Ordering::SeqCst) != !0)
-        {
-            return Ok(());
+        let completes = || !has(&group.full, at.gib()) && now | lane.full.load(Ordering::SeqCst) == !0;
+        if !has(&group.blocks, at.gib()) || completes() {
+            return self.tell_blocks(at, now);
         }
-        self.tell_blocks(at, now)
+        Ok(())
     }
 
-    /// Puts a GiB of the span.
+    /// Puts a GiB of the span; tells its first free frame if there is one.
     #[inline]
-    pub(super) fn put_gib(&self, at: Place) -> Result<(), PutError> {
+    pub(super) fn put_gib(&self, at: Place) -> Result<(), Place> {
         let group = &self.groups[at.group()];
         // A GiB that was ever cut may have free frames or blocks.
         if has(&group.some, at.gib()) || has(&group.blocks, at.gib()) {
             return self.put_piece(Piece { level: Level::Gibs, start: at, mask: 1 << at.gib() });
         }
-        let Ok(_) = set_clear(&group.whole, 1 << at.gib()) else { return Err(self.already_free(at)) };
+        let Ok(_) = set_clear(&group.whole, 1 << at.gib()) else { return Err(at) };
         if has(self.top(at.group()).word(Supply::Gibs), super::hints::top_bit(at.group())) {
             return Ok(());
         }
@@ -140,31 +140,31 @@ impl Frames {
     /// Looks at all of a piece, and puts it if none of it is free.
     #[cold]
     #[inline(never)]
-    pub(super) fn put_piece(&self, piece: Piece) -> Result<(), PutError> {
-        self.first_free(piece).map_or_else(|| self.publish(piece), Err).map_err(|place| self.already_free(place))
+    pub(super) fn put_piece(&self, piece: Piece) -> Result<(), Place> {
+        self.first_free(piece).map_or_else(|| self.publish(piece), Err)
     }
 
     #[cold]
     #[inline(never)]
-    fn tell_frames(&self, at: Place, now: u64) -> Result<(), PutError> {
+    fn tell_frames(&self, at: Place, now: u64) -> Result<(), Place> {
         let (group, lane) = (&self.groups[at.group()], self.lane(at));
-        self.offer_frames(group, lane.some, at);
+        self.offer_frames(group, &lane.some, at);
         if now == !0 {
-            self.offer_full(group, lane.full, at);
+            self.offer_full(group, &lane.full, at);
         }
         Ok(())
     }
 
     #[cold]
     #[inline(never)]
-    fn tell_blocks(&self, at: Place, now: u64) -> Result<(), PutError> {
-        self.offer_blocks(&self.groups[at.group()], self.lane(at).full, at, now);
+    fn tell_blocks(&self, at: Place, now: u64) -> Result<(), Place> {
+        self.offer_blocks(&self.groups[at.group()], &self.lane(at).full, at, now);
         Ok(())
     }
 
     #[cold]
     #[inline(never)]
-    fn tell_gibs(&self, at: Place) -> Result<(), PutError> {
+    fn tell_gibs(&self, at: Place) -> Result<(), Place> {
         self.offer_gibs(at);
         Ok(())
     }

@@ -11,6 +11,7 @@
 
 mod batch;
 mod claim;
+mod gibs;
 mod hints;
 mod hot;
 mod moves;
@@ -30,9 +31,9 @@ use pageless_metadata::{Order, Pfn, PfnRange, RunSet};
 use moves::Moves;
 use outcome::first_outside;
 pub use outcome::{Buildable, PutError, TakeAtError};
-use place::{GIB_LOG2, GROUP_LOG2, LEAF_WORDS, Place, first_piece, pieces};
+use place::{GIB_LOG2, GROUP_LOG2, Piece, Place, each_piece_of_gibs, pieces};
 use prefer::Preferences;
-use store::{Group, Lane, Leaf, Top};
+use store::{Group, Leaf, Spot, Top};
 
 use crate::sync::give_way;
 
@@ -103,6 +104,11 @@ impl Frames {
         if align.frames() == frames {
             return self.take(align).map(|start| PfnRange::block(start, align));
         }
+        if frames.is_multiple_of(Order::GIB1.frames())
+            && let Some(start) = self.take_gibs(frames >> GIB_LOG2)
+        {
+            return self.run(start, start + frames);
+        }
         let start = self.moves.settled(|| {
             let start = self.find_run(frames, align)?;
             // A claim is a move, so one that fails makes the search start over.
@@ -147,12 +153,13 @@ impl Frames {
         }
         let (at, frames) = (self.place(range.start()), range.frames());
         let aligned = |order: Order| frames == order.frames() && at.0.is_multiple_of(frames);
-        match frames {
+        let put = match frames {
             1 => self.put_frame(at),
             _ if aligned(Order::MIB2) => self.put_block(at),
             _ if aligned(Order::GIB1) => self.put_gib(at),
-            _ => self.put_run(at.0, at.0 + frames),
-        }
+            _ => return self.put_run(at.0, at.0 + frames),
+        };
+        put.map_err(|place| self.already_free(place))
     }
 
     /// Whether the frame is free; false outside the span.
@@ -223,17 +230,21 @@ impl Frames {
 
     #[inline(never)]
     fn put_run(&self, at: u64, end: u64) -> Result<(), PutError> {
-        let whole = first_piece(at, end);
-        if at + whole.frames() == end {
-            // One word speaks for all of it.
-            return self.put_piece(whole);
+        if (at | end).is_multiple_of(Order::GIB1.frames()) && self.gibs_are_taken(at, end) {
+            return self.publish_all(each_piece_of_gibs(at, end), at);
         }
         if let Some(place) = pieces(at, end).find_map(|piece| self.first_free(piece)) {
-            return Err(PutError::AlreadyFree { pfn: self.pfn(place) });
+            return Err(self.already_free(place));
         }
-        pieces(at, end).try_for_each(|piece| {
+        self.publish_all(pieces(at, end), at)
+    }
+
+    /// Sets the bits of all pieces of the run that starts at `at`.
+    #[inline]
+    fn publish_all(&self, mut pieces: impl Iterator<Item = Piece>, at: u64) -> Result<(), PutError> {
+        pieces.try_for_each(|piece| {
             self.publish(piece).map_err(|place| match piece.start.0 == at {
-                true => PutError::AlreadyFree { pfn: self.pfn(place) },
+                true => self.already_free(place),
                 false => self.raced(place, piece.start),
             })
         })
@@ -251,6 +262,7 @@ impl Frames {
         PutError::Foreign { pfn: first_outside(self.span, range).unwrap_or(range.start()), span: self.span }
     }
 
+    #[cold]
     fn raced(&self, place: Place, from: Place) -> PutError {
         PutError::Raced { pfn: self.pfn(place), from: self.pfn(from) }
     }
@@ -262,7 +274,7 @@ impl Frames {
 
     #[inline]
     fn pfn(&self, place: Place) -> Pfn {
-        self.origin.add(place.0)
+        Pfn::new(self.origin.get() + place.0)
     }
 
     fn run(&self, start: u64, end: u64) -> Option<PfnRange> {
@@ -275,27 +287,25 @@ impl Frames {
     }
 
     /// The lane around `at`, its words made if need be.
-    #[inline]
-    fn lane(&self, at: Place) -> Lane<'_> {
+    fn lane(&self, at: Place) -> Spot<'_> {
         let group = &self.groups[at.group()];
         group.lane(at).unwrap_or_else(|| {
-            group.make_gibs((self.end_in_group(at).div_ceil(1 << GIB_LOG2)) as usize);
+            group.make(self.frames_of_group(at));
             self.lane(at)
         })
     }
 
     /// The leaf around `at`, made if need be.
-    #[inline]
     fn leaf(&self, at: Place) -> Leaf<'_> {
         let group = &self.groups[at.group()];
         group.leaf(at).unwrap_or_else(|| {
-            group.make_leaves(self.end_in_group(at).div_ceil(Order::MIB2.frames()) as usize * LEAF_WORDS);
+            group.make(self.frames_of_group(at));
             self.leaf(at)
         })
     }
 
     /// Frames from the start of the group around `at` to its end, or the span's if that comes first: at most 2^24.
-    fn end_in_group(&self, at: Place) -> u64 {
+    fn frames_of_group(&self, at: Place) -> u64 {
         let start = (at.group() as u64) << GROUP_LOG2;
         (self.place(self.span.end()).0 - start).min(1 << GROUP_LOG2)
     }

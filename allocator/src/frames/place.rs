@@ -31,10 +31,10 @@ impl Place {
         (self.0 >> GIB_LOG2) as u32 & 63
     }
 
-    /// The lane within its GiB.
+    /// The lane within its group.
     #[inline]
-    pub(super) fn lane(self) -> usize {
-        (self.0 >> LANE_LOG2) as usize & (GIB_LANES - 1)
+    pub(super) fn lane_of_group(self) -> usize {
+        (self.0 >> LANE_LOG2) as usize & (64 * GIB_LANES - 1)
     }
 
     /// The 2 MiB block within its lane.
@@ -177,12 +177,30 @@ pub(super) fn pieces(mut at: u64, end: u64) -> impl Iterator<Item = Piece> {
     })
 }
 
+/// [`pieces`] of a run of whole GiBs.
+#[inline]
+pub(super) fn each_piece_of_gibs(mut at: u64, end: u64) -> impl Iterator<Item = Piece> {
+    std::iter::from_fn(move || {
+        let start = Place(at);
+        let left = (at < end).then(|| (end - at) >> GIB_LOG2)?;
+        #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
+        let count = left.min(64 - u64::from(start.gib())) as u32;
+        at += u64::from(count) << GIB_LOG2;
+        Some(Piece { level: Level::Gibs, start, mask: ones(start.gib(), count) })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn pieces_cover_the_run_once_and_name_their_bits() {
+        let gibs = [(0, 1), (0, 64), (63, 65), (7, 300), (128, 192)].map(|(at, end)| (at << GIB_LOG2, end << GIB_LOG2));
+        for (at, end) in gibs {
+            let places = |piece: Piece| (piece.level, piece.start, piece.mask);
+            assert!(each_piece_of_gibs(at, end).map(places).eq(pieces(at, end).map(places)));
+        }
         for (at, end) in [(0, 1), (63, 65), (500, 1030), (511, (3 << 18) + 513), (62 << 18, 67 << 18), (1, (1 << 18) - 1)] {
             let mut next = at;
             for piece in pieces(at, end) {

@@ -4,7 +4,7 @@
 use pageless_metadata::Order;
 
 use super::place::{LANE_LOG2, Place};
-use super::store::LINE_LANES;
+use super::slab::LINE_LANES;
 use crate::sync::{AtomicU64, Ordering, thread_number};
 
 /// Threads that can have a preference of their own; more share.

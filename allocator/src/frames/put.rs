@@ -18,15 +18,15 @@ impl Frames {
             }
             Level::Blocks => {
                 let lane = self.lane(at);
-                let now = set_clear(lane.whole, piece.mask).map_err(first)?;
-                self.offer_blocks(group, lane.full, at, now);
+                let now = set_clear(&lane.whole, piece.mask).map_err(first)?;
+                self.offer_blocks(group, &lane.full, at, now);
             }
             Level::Frames => {
                 let lane = self.lane(at);
                 let now = set_clear(&self.leaf(at).0[at.word()], piece.mask).map_err(first)?;
-                self.offer_frames(group, lane.some, at);
+                self.offer_frames(group, &lane.some, at);
                 if now == !0 {
-                    self.offer_full(group, lane.full, at);
+                    self.offer_full(group, &lane.full, at);
                 }
             }
         }
@@ -45,7 +45,7 @@ impl Frames {
         }
         let lane = group.lane(at)?;
         if piece.level == Level::Frames {
-            if has(lane.whole, at.block()) {
+            if has(&lane.whole, at.block()) {
                 return Some(at);
             }
             let free = lane.leaf(at.block())?.0[at.word()].load(Ordering::SeqCst) & piece.mask;
@@ -95,7 +95,7 @@ impl Frames {
             Level::Gibs => (whole, Level::Blocks, 1 << super::place::LANE_LOG2),
             Level::Blocks => (lane().map_or(0, |lane| lane.whole.load(Ordering::SeqCst)), Level::Frames, 64),
             Level::Frames => {
-                let uncut = lane().is_some_and(|lane| has(lane.whole, at.block()));
+                let uncut = lane().is_some_and(|lane| has(&lane.whole, at.block()));
                 let leaf = lane().and_then(|lane| lane.leaf(at.block()));
                 let free = leaf.map_or(0, |leaf| leaf.0[at.word()].load(Ordering::SeqCst));
                 let taken = if uncut { 0 } else { piece.mask & !free };

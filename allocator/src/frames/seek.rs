@@ -8,7 +8,7 @@ use pageless_metadata::Order;
 use super::Frames;
 use super::place::{Place, each_bit, ones};
 use super::prefer::Slot;
-use super::store::{CLASSES, Group, Lane, Leaf, Supply, take_all, take_lowest};
+use super::store::{CLASSES, Group, Leaf, Spot, Supply, take_all, take_lowest};
 use crate::sync::Ordering;
 
 /// Whether a seeker keeps away from what other threads prefer.
@@ -112,7 +112,7 @@ impl Frames {
                     continue;
                 }
                 let _move = self.moves.begin();
-                if let Some(block) = take_lowest(lane.whole) {
+                if let Some(block) = take_lowest(&lane.whole) {
                     let at = start.block_of_lane(block);
                     self.cut_block(lane, at, 1);
                     slot.prefer_word(at);
@@ -135,7 +135,7 @@ impl Frames {
                 }
                 if courtesy == Courtesy::Polite && self.preferences.others_want_lane(slot, start) {
                     left = true;
-                } else if let Some(block) = take_lowest(lane.whole) {
+                } else if let Some(block) = take_lowest(&lane.whole) {
                     slot.prefer_lane(start);
                     return Some(start.block_of_lane(block));
                 }
@@ -171,7 +171,7 @@ impl Frames {
                     self.clear_full(group, lane, start.block_of_lane(block));
                 }
             }
-            let took = group.may_be_full(gib) && self.claim(at.0, at.0 + Order::GIB1.frames());
+            let took = group.may_be_full(at) && self.claim(at.0, at.0 + Order::GIB1.frames());
             self.clear_gib(Supply::Gibs, index, gib);
             if took {
                 return Some(at);
@@ -210,11 +210,11 @@ impl Frames {
 
     /// Makes the block around `at`, whose bit the caller has taken, free frames, except those of `kept` in the word of `at`,
     /// which stay the caller's. The caller holds a move.
-    pub(super) fn cut_block(&self, lane: Lane<'_>, at: Place, kept: u64) {
+    pub(super) fn cut_block(&self, lane: Spot<'_>, at: Place, kept: u64) {
         for (nth, word) in self.leaf(at).0.iter().enumerate() {
             word.fetch_or(if nth == at.word() { !kept } else { !0 }, Ordering::SeqCst);
         }
-        self.hint_some(&self.groups[at.group()], lane.some, at);
+        self.hint_some(&self.groups[at.group()], &lane.some, at);
     }
 
     /// Cuts the GiB around `at` if it is whole. The caller holds a move.

@@ -1,11 +1,13 @@
 //! The words themselves, and the cache lines they live on.
 //!
 //! Invariant: a frame is free exactly when *one* of three bits says so: its GiB's in [`Group::whole`], its block's in
-//! [`Pair::whole`], or its own in its [`Leaf`]. Never two of them. Everything else here is a hint: it may be set for nothing,
+//! [`Lane::whole`], or its own in its [`Leaf`]. Never two of them. Everything else here is a hint: it may be set for nothing,
 //! and it is never clear for something, except while a move is under way.
 
+use pageless_metadata::Order;
+
 use super::place::{GIB_LANES, LEAF_WORDS, Place};
-use super::slab::Slab;
+use super::slab::{Lane, Slab};
 use crate::sync::{AtomicU64, Late, Ordering};
 
 /// Fullness classes of opened GiBs; the last one is the emptiest and has no word of its own.
@@ -25,43 +27,15 @@ pub(super) struct Group {
     pub(super) some: AtomicU64,
     /// GiBs by fullness, fullest first. A GiB in none of them is in the last class.
     pub(super) class: [AtomicU64; CLASSES - 1],
-    /// Made when the first of the 64 GiBs is cut, and kept.
-    gibs: Late<Box<[Gib]>>,
-    /// Made when the first block of the 64 GiBs is cut, and kept: 32 KiB for a GiB, of which only what was cut is touched.
-    leaves: Late<Slab>,
+    /// Made when the first of the 64 GiBs is cut, and kept. Of its memory only what belongs to cut GiBs and blocks is touched.
+    cut: Late<Slab>,
 }
 
-/// What says which blocks of a GiB are free: three cache lines, so a put that looks at a block and at its hint meets one.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub(super) struct Gib {
-    pub(super) pairs: [Pair; GIB_LANES],
-    /// Hint, by lane: blocks whose leaf may be all free.
-    pub(super) full: [AtomicU64; GIB_LANES],
-}
-
-/// What is looked at together about a lane, that is 64 blocks of 2 MiB.
-#[derive(Debug, Default)]
-pub(super) struct Pair {
-    /// Truth: blocks that are free and uncut.
-    pub(super) whole: AtomicU64,
-    /// Hint: blocks whose leaf may have a free frame.
-    pub(super) some: AtomicU64,
-}
-
-/// Lanes whose [`Pair`]s share a cache line.
-pub(super) const LINE_LANES: u64 = 4;
-
-/// All words about one lane.
+/// A lane and its leaves.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Lane<'a> {
-    /// Truth: blocks that are free and uncut.
-    pub(super) whole: &'a AtomicU64,
-    /// Hint: blocks whose leaf may have a free frame.
-    pub(super) some: &'a AtomicU64,
-    /// Hint: blocks whose leaf may be all free.
-    pub(super) full: &'a AtomicU64,
-    group: &'a Group,
+pub(super) struct Spot<'a> {
+    lane: &'a Lane,
+    slab: &'a Slab,
     /// The lane's first frame.
     start: Place,
 }
@@ -71,46 +45,35 @@ pub(super) struct Lane<'a> {
 pub(super) struct Leaf<'a>(pub(super) &'a [AtomicU64; LEAF_WORDS]);
 
 impl Group {
-    /// The words about a GiB's blocks, if a GiB was ever cut here.
+    /// The words of the cut GiBs, if a GiB was ever cut here.
     #[inline]
-    pub(super) fn gib(&self, gib: u32) -> Option<&Gib> {
-        self.gibs.get()?.get(gib as usize)
+    pub(super) fn cut(&self) -> Option<&Slab> {
+        self.cut.get()
     }
 
-    /// The word of the leaf around `at`, if a block was ever cut here.
-    #[inline]
-    pub(super) fn leaf_word(&self, at: Place) -> Option<&AtomicU64> {
-        self.leaves.get()?.word(at.leaf_word())
+    /// Makes the words for cut GiBs, if they are not there, for the first `frames` frames of the group.
+    #[cold]
+    pub(super) fn make(&self, frames: u64) {
+        #[allow(clippy::cast_possible_truncation, reason = "at most 2^24, the frames of a group")]
+        let up_to = |order: Order| frames.div_ceil(order.frames()) as usize;
+        self.cut.get_or_init(|| Slab::new(up_to(Order::GIB1), up_to(Order::MIB2)));
     }
 
-    /// The leaf around `at`, if a block was ever cut here.
+    /// The leaf around `at`, if a GiB was ever cut here.
     #[inline]
     pub(super) fn leaf(&self, at: Place) -> Option<Leaf<'_>> {
-        self.leaves.get()?.leaf(at.leaf_word() & !(LEAF_WORDS - 1)).map(Leaf)
-    }
-
-    /// Makes the words about the blocks of the first `gibs` GiBs, if they are not there.
-    #[cold]
-    pub(super) fn make_gibs(&self, gibs: usize) {
-        self.gibs.get_or_init(|| (0..gibs).map(|_| Gib::default()).collect());
-    }
-
-    /// Makes the first `words` words of leaves, if they are not there.
-    #[cold]
-    pub(super) fn make_leaves(&self, words: usize) {
-        self.leaves.get_or_init(|| Slab::new(words));
+        self.cut()?.leaf(at).map(Leaf)
     }
 
     /// The lane around `at`, if a GiB was ever cut here.
     #[inline]
-    pub(super) fn lane(&self, at: Place) -> Option<Lane<'_>> {
-        let gib = self.gib(at.gib())?;
-        let (pair, start) = (&gib.pairs[at.lane()], at.align_down_to_lane());
-        Some(Lane { whole: &pair.whole, some: &pair.some, full: &gib.full[at.lane()], group: self, start })
+    pub(super) fn lane(&self, at: Place) -> Option<Spot<'_>> {
+        let slab = self.cut()?;
+        Some(Spot { lane: slab.lane(at)?, slab, start: at.align_down_to_lane() })
     }
 
     /// The lanes of the GiB that starts at `at`, ascending, each with its first frame; none if it was never cut.
-    pub(super) fn lanes_of(&self, at: Place) -> impl Iterator<Item = (Place, Lane<'_>)> {
+    pub(super) fn lanes_of(&self, at: Place) -> impl Iterator<Item = (Place, Spot<'_>)> {
         at.lanes().filter_map(|start| Some((start, self.lane(start)?)))
     }
 
@@ -122,25 +85,31 @@ impl Group {
         }
     }
 
-    /// Whether every block of the GiB may be free, by the lanes' words and hints.
-    pub(super) fn may_be_full(&self, gib: u32) -> bool {
-        self.gib(gib).is_some_and(|gib| {
-            let mut lanes = gib.pairs.iter().zip(&gib.full);
-            lanes.all(|(pair, full)| pair.whole.load(Ordering::SeqCst) | full.load(Ordering::SeqCst) == !0)
-        })
+    /// Whether every block of the GiB that starts at `at` may be free, by the lanes' words and hints.
+    pub(super) fn may_be_full(&self, at: Place) -> bool {
+        let lanes = self.lanes_of(at).take_while(|(_, lane)| lane.may_have_blocks() == !0);
+        lanes.count() == GIB_LANES
     }
 
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        self.gibs.get().map_or(0, |gibs| size_of_val(&**gibs)) + self.leaves.get().map_or(0, Slab::bytes)
+        self.cut().map_or(0, Slab::bytes)
     }
 }
 
-impl<'a> Lane<'a> {
+impl std::ops::Deref for Spot<'_> {
+    type Target = Lane;
+
+    fn deref(&self) -> &Lane {
+        self.lane
+    }
+}
+
+impl<'a> Spot<'a> {
     /// The block's leaf, if one was ever made near it.
     #[inline]
     pub(super) fn leaf(&self, block: u32) -> Option<Leaf<'a>> {
-        self.group.leaf(self.start.block_of_lane(block))
+        self.slab.leaf(self.start.block_of_lane(block)).map(Leaf)
     }
 
     /// The blocks that may be free, uncut or whole again.

@@ -7,7 +7,7 @@ use pageless_metadata::{Order, PfnRange};
 use super::Frames;
 use super::hints::top_bit;
 use super::place::{Place, each_bit};
-use super::store::{Group, Lane, Supply, has};
+use super::store::{Group, Spot, Supply, has};
 use crate::sync::Ordering;
 
 /// Told a free run by its first frame and the frame after its last, counted as [`Place`] counts.
@@ -86,31 +86,6 @@ impl Frames {
         found
     }
 
-    /// The first run of `count` whole GiBs.
-    fn find_gibs(&self, count: u64) -> Option<u64> {
-        let (mut start, mut end) = (0, 0);
-        for (index, group) in self.groups.iter().enumerate() {
-            let mut word = group.whole.load(Ordering::SeqCst);
-            let first = index as u64 * 64;
-            let mut at = 0;
-            while word != 0 {
-                let skip = word.trailing_zeros();
-                let ones = (word >> skip).trailing_ones();
-                at += skip;
-                if end != first + u64::from(at) {
-                    start = first + u64::from(at);
-                }
-                at += ones;
-                end = first + u64::from(at);
-                if end - start >= count {
-                    return Some(start * Order::GIB1.frames());
-                }
-                word = if skip + ones >= 64 { 0 } else { word >> skip >> ones };
-            }
-        }
-        None
-    }
-
     /// See [`Frames::check`].
     pub(super) fn audit(&self) -> Result<(), String> {
         if !self.moves.idle() {
@@ -151,13 +126,15 @@ impl Frames {
                 let block_name = || self.range_of(at, Order::MIB2);
                 claims(!(uncut && some), || format!("{} is free uncut and as frames", block_name()))?;
                 claims(!(has(&group.whole, gib) && (uncut || some)), || format!("{} is free twice", block_name()))?;
-                let told = has(lane.some, block) && has(&group.some, gib);
+                let told = has(&lane.some, block) && has(&group.some, gib);
                 claims(!some || told, || format!("{} hides free frames", block_name()))?;
-                let told = has(lane.full, block) && has(&group.blocks, gib);
+                let told = has(&lane.full, block) && has(&group.blocks, gib);
                 claims(!lane.leaf_is_full(block) || told, || format!("{} hides that it is whole again", block_name()))?;
             }
         }
-        claims(!group.may_be_full(gib) || has(&group.full, gib), || format!("{} hides that it is whole again", name()))
+        claims(!group.may_be_full(Place::of_gib(index, gib)) || has(&group.full, gib), || {
+            format!("{} hides that it is whole again", name())
+        })
     }
 
     fn range_of(&self, at: Place, order: Order) -> PfnRange {
@@ -169,7 +146,7 @@ fn claims(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String>
     if holds { Ok(()) } else { Err(otherwise()) }
 }
 
-fn each_part_of_lane(lane: Lane<'_>, start: u64, see: See<'_>) -> ControlFlow<()> {
+fn each_part_of_lane(lane: Spot<'_>, start: u64, see: See<'_>) -> ControlFlow<()> {
     let whole = lane.whole.load(Ordering::SeqCst);
     if whole == !0 {
         return see(start, start + 64 * Order::MIB2.frames());
