@@ -10,7 +10,9 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::extents::{Extent, Extents};
 use crate::mapping::{Contents, Mapping};
+use crate::request::Request;
 use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::whole_gibs::WholeGib;
 
 /// A mapping, and the name it was attached under.
 #[derive(Clone)]
@@ -34,6 +36,12 @@ impl Attached {
         Arc::ptr_eq(&self.name, &other.name)
     }
 
+    /// Whether some of `frames` need its proof.
+    #[inline]
+    pub(crate) fn is_needed_for(&self, frames: PfnRange) -> bool {
+        self.retired.as_ref().is_none_or(|rest| rest.clipped(frames).next().is_some())
+    }
+
     /// The parts of `frames` that need its proof.
     pub(crate) fn needed_for(&self, frames: PfnRange) -> SmallVec<[PfnRange; 1]> {
         self.retired.as_ref().map_or_else(|| smallvec![frames], |rest| rest.clipped(frames).collect())
@@ -52,6 +60,9 @@ pub(crate) struct Ownership {
     pub(crate) secret: u128,
     pub(crate) contents: Contents,
     pub(crate) extents: Extents,
+    /// The guest GiBs that were whole GiBs of the pool when the allocation began: nothing of that changes until a frame is
+    /// replaced.
+    pub(crate) gibs: Box<[WholeGib]>,
     /// Read on every conversion, so a pointer that is swapped, not a lock. Read after marking: a mapping attached before the
     /// mark is in the list, and one attached later can establish nothing on the marked frames.
     pub(crate) mappings: ArcSwap<Mappings>,
@@ -64,14 +75,15 @@ pub(crate) struct Ownership {
 }
 
 impl Ownership {
-    pub(crate) fn new(id: AllocationId, owner: Arc<str>, bytes: u64, contents: Contents, extents: Vec<Extent>) -> Self {
+    pub(crate) fn new(id: AllocationId, request: &Request, extents: Vec<Extent>, gibs: Box<[WholeGib]>) -> Self {
         Self {
             id,
-            owner,
-            bytes,
+            owner: Arc::clone(&request.owner),
+            bytes: request.bytes,
             secret: 0,
-            contents,
+            contents: request.contents,
             extents: Extents::new(extents),
+            gibs,
             mappings: ArcSwap::from_pointee(Mappings::new()),
             editing: Mutex::new(()),
             released: Mutex::new(Vec::new()),
@@ -93,12 +105,22 @@ impl Ownership {
     pub(crate) fn add_released(&self, extent: Extent) {
         let mut released = self.released.lock();
         let at = released.partition_point(|other| other.frames < extent.frames);
-        released.insert(at, extent);
+        // What is given up piece by piece is mostly one run in the end.
+        match at.checked_sub(1).and_then(|before| released[before].joined(extent)) {
+            Some(joined) => released[at - 1] = joined,
+            None => released.insert(at, extent),
+        }
     }
 
     /// Takes frames off the list of released ones: they are free.
     pub(crate) fn remove_released(&self, frames: PfnRange) {
         let mut released = self.released.lock();
+        if let [only] = &released[..]
+            && frames.contains_range(only.frames)
+        {
+            released.clear();
+            return;
+        }
         let from = released.partition_point(|extent| extent.frames.end() <= frames.start());
         let to = released.partition_point(|extent| extent.frames.start() < frames.end());
         let rest: Vec<Extent> = released[from..to]

@@ -22,6 +22,7 @@ use crate::placement;
 use crate::record::{Piece, Records};
 use crate::request::{AllocateError, Request};
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
+use crate::whole_gibs::whole_gibs;
 use crate::withdrawal::{Entry, Lost, Registry, RetryPolicy, Withdrawn};
 
 /// A pool of frames. Clones are handles to the same pool; all verbs may run concurrently from many threads.
@@ -164,7 +165,8 @@ impl Pool {
                     return Err(error.into());
                 }
             };
-            let mut owned = Ownership::new(id, Arc::clone(&request.owner), request.bytes, request.contents, extents);
+            let gibs = whole_gibs(&pool.records, &extents);
+            let mut owned = Ownership::new(id, &request, extents, gibs);
             owned.secret = secret;
             if let Some(owned) = pool.transit.leave(&runs, || pool.assign(Arc::new(owned), &runs, &request)) {
                 return Ok(Allocation { owned, pool: Arc::clone(pool) });
@@ -288,6 +290,7 @@ impl Inner {
         Some(owned)
     }
 
+    #[inline]
     pub(crate) fn swept(&self) -> u64 {
         // Acquire: pairs with the sweep's increment, which comes before it takes a mark.
         self.swept_marks.load(Ordering::Acquire)

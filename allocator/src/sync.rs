@@ -1,12 +1,23 @@
 //! The one place that chooses locks and atomics: std's atomics and parking_lot's locks, or, under the feature `shuttle`,
-//! shuttle's, so that its scheduler can explore interleavings. Nothing else in this crate names either.
+//! shuttle's, so that its scheduler can explore interleavings; or, under the feature `loom`, loom's atomics, which the frame
+//! layer needs and nothing else does. Nothing else in this crate names any of them.
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(any(feature = "shuttle", feature = "loom")))]
 mod chosen {
     #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
     pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
     #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+
+    pub(crate) use crate::spin_lock::{SpinGuard, SpinLock};
+
+    /// What is made when it is first needed.
+    pub(crate) type Late<T> = std::sync::OnceLock<T>;
+
+    /// Words that are all 0. The system gives them without touching them.
+    pub(crate) fn zeroed_words(count: usize) -> Box<[AtomicU64]> {
+        bytemuck::allocation::zeroed_slice_box(count)
+    }
 
     /// Gives way to whoever is in the middle of what this thread waits for. `tries` is how often it has waited already.
     #[inline]
@@ -35,7 +46,7 @@ mod chosen {
     }
 }
 
-#[cfg(feature = "shuttle")]
+#[cfg(all(feature = "shuttle", not(feature = "loom")))]
 mod chosen {
     use std::sync::PoisonError;
 
@@ -67,6 +78,10 @@ mod chosen {
         }
     }
 
+    /// To shuttle's scheduler a lock is a lock.
+    pub(crate) type SpinLock<T> = Mutex<T>;
+    pub(crate) type SpinGuard<'l, T> = MutexGuard<'l, T>;
+
     /// shuttle's reader-writer lock with parking_lot's face: no poisoning.
     #[derive(Debug, Default)]
     #[allow(dead_code, reason = "parking_lot's face, of which not every part is used")]
@@ -87,6 +102,14 @@ mod chosen {
         }
     }
 
+    /// What is made when it is first needed.
+    pub(crate) type Late<T> = std::sync::OnceLock<T>;
+
+    /// Words that are all 0.
+    pub(crate) fn zeroed_words(count: usize) -> Box<[AtomicU64]> {
+        (0..count).map(|_| AtomicU64::new(0)).collect()
+    }
+
     /// Gives way to whoever is in the middle of what this thread waits for.
     pub(crate) fn give_way(_tries: u32) {
         shuttle::thread::yield_now();
@@ -98,14 +121,18 @@ mod chosen {
     }
 }
 
+#[cfg(feature = "loom")]
+#[path = "sync_loom.rs"]
+mod chosen;
+
 #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
 pub(crate) use chosen::*;
 
 /// Waits for `time`. Under shuttle time does not pass; giving way is all there is to do.
 pub(crate) fn sleep(time: std::time::Duration) {
-    #[cfg(not(feature = "shuttle"))]
+    #[cfg(any(not(feature = "shuttle"), feature = "loom"))]
     std::thread::sleep(time);
-    #[cfg(feature = "shuttle")]
+    #[cfg(all(feature = "shuttle", not(feature = "loom")))]
     {
         let _ = time;
         shuttle::thread::yield_now();

@@ -16,6 +16,7 @@ use crate::extents::Extent;
 use crate::mapping::Contents;
 use crate::ownership::{Attached, Mappings, Ownership};
 use crate::pool::{Inner, Pool};
+use crate::request::Request;
 use crate::sync::{Mutex, Ordering};
 use crate::withdrawal::{Entry, Recorded};
 
@@ -119,7 +120,10 @@ fn adopt_strays(book: &mut Book) {
 }
 
 fn restore_allocation(pool: &Inner, row: &AllocationRow) -> Result<(), LedgerError> {
-    let mut owned = Ownership::new(row.id, Arc::clone(&row.owner), row.bytes, row.contents, row.extents.clone());
+    let mut request = Request::bytes(row.bytes).owner(&row.owner);
+    request.contents = row.contents;
+    // No guest GiB counts as whole: parts of it may have been given up.
+    let mut owned = Ownership::new(row.id, &request, row.extents.clone(), Box::default());
     owned.secret = row.secret;
     let unanswered = |name: &Arc<str>| Attached {
         name: Arc::clone(name),
