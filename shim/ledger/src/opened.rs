@@ -241,3 +241,39 @@ fn meta(place: &str, txn: &ReadTransaction, row: &str) -> Result<Option<Vec<u8>>
         .map(|body| Some(body.to_vec()))
         .map_err(|bad| damaged(place, format!("a row cannot be read: {bad}"), at()))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn fresh() -> Arc<dyn Disk> {
+        let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::default());
+        create("a test", &disk, &"boot".into()).unwrap();
+        disk
+    }
+
+    fn with_row(row: &str, body: Vec<u8>) -> LedgerError {
+        let disk = fresh();
+        let database = database(&disk).unwrap();
+        let txn = database.begin_write().unwrap();
+        put_meta(&txn, row, body).unwrap();
+        txn.commit().unwrap();
+        drop(database);
+        open("a test", &disk, &"boot".into()).err().unwrap()
+    }
+
+    #[test]
+    fn a_file_of_a_later_format_is_refused_by_its_number() {
+        let refused = with_row(FORMAT_ROW, 2u32.to_le_bytes().to_vec());
+        assert!(matches!(refused, LedgerError::Version { found: 2, .. }), "{refused}");
+    }
+
+    #[test]
+    fn rows_that_do_not_come_to_the_totals_are_damage() {
+        let totals = Totals { rows: [1, 0, 0, 0, 0, 0], ..Totals::default() };
+        let refused = with_row(TOTALS_ROW, totals.to_bytes());
+        let LedgerError::Damaged { damage, .. } = refused else { panic!("{refused}") };
+        assert!(damage.what.contains("0 rows are there, 1 should be") && damage.remedy.contains("copy"), "{damage}");
+    }
+}
