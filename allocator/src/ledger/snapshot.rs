@@ -92,6 +92,7 @@ impl Snapshot {
         book.boot = Arc::clone(&recorded.boot);
         book.next_allocation = book.next_allocation.max(recorded.next_allocation);
         book.next_hold = book.next_hold.max(recorded.next_hold);
+        book.dead_below = book.dead_below.max(recorded.dead_below);
         Ok(book)
     }
 }

@@ -6,7 +6,7 @@
 //!      12..20   length of the whole image, checksum included
 //!      20..     the pool: its nodes (a count in 8 bytes, then 4 bytes number, 8 bytes first frame, 8 bytes end for each),
 //!               1 byte identity (0 physical, 1 synthetic), the name of its memory (1 byte whether there is one, then a text)
-//!      ..       8 bytes next allocation, 8 bytes next hold
+//!      ..       8 bytes next allocation, 8 bytes next hold, 8 bytes the number below which owners are dead
 //!      ..       allocations, holds, unproven marks, poisoned marks: for each list a count in 8 bytes, then its rows as in
 //!               the ledger's file (`encode.rs`), without a length
 //!      ..       GiBs that are not all private and uncut: a count in 8 bytes, then for each
@@ -54,6 +54,7 @@ pub fn to_image(snapshot: &Snapshot) -> Vec<u8> {
     let book = &snapshot.book;
     to.u64(book.next_allocation);
     to.u64(book.next_hold);
+    to.u64(book.dead_below);
     to.list(book.allocations.values(), |to, row| row.write(to));
     to.list(book.holds.values(), |to, row| row.write(to));
     to.list(book.unproven.values(), |to, row| row.write(to));
@@ -106,6 +107,7 @@ fn read_body(from: &mut Reader<'_>) -> Result<Snapshot, Bad> {
     let pool = Row::read(from)?;
     let mut book = Book::new("");
     (book.next_allocation, book.next_hold) = (from.u64()?, from.u64()?);
+    book.dead_below = from.u64()?;
     book.allocations = from.list(pageless::ledger::AllocationRow::read)?.into_iter().map(|row| (row.id, row)).collect();
     book.holds = from.list(pageless::ledger::HoldRow::read)?.into_iter().map(|row| (row.id, row)).collect();
     let by_start = |row: pageless::ledger::MarkRow| (row.told.frames.start(), row);

@@ -167,6 +167,7 @@ fn read_all(place: &str, txn: &ReadTransaction, boot: &Arc<str>) -> Result<(Opti
     let mut found = Totals { hash: 0, rows: [0; 6], withdrawn_frames: 0, ..totals };
     let mut book = Book { boot: Arc::clone(boot), ..Book::new("") };
     (book.next_allocation, book.next_hold) = (totals.next_allocation, totals.next_hold);
+    book.dead_below = totals.dead_below;
     for at in [At::Allocations, At::Holds, At::Unproven, At::Poisoned, At::Past, At::Landmarks] {
         each_row(place, txn, at, |key, value| {
             found.hash = found.hash.wrapping_add(hash(at, key, value));
