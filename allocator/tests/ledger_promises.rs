@@ -323,3 +323,14 @@ fn marks_of_a_synthetic_backing_end_with_its_file_and_say_so() {
     assert_eq!((found.withdrawn, found.memory_gone), (RunSet::new(), Some(("memfd 1".to_owned(), 1))));
     assert_eq!(pool.stats().free, 64);
 }
+
+#[test]
+fn a_reclaim_that_comes_late_does_not_end_a_quarantine() {
+    use pageless::ledger::{Entry, Rows};
+    let (ledger, _pool, ram, ept) = world();
+    ept.sticks(run(3, 4), NOT_NOW);
+    assert!(ram.share(pages(0, 32)).is_err());
+    let mut book = ledger.book();
+    let Ok(()) = book.apply(&Entry::Reclaimed { allocation: ram.id(), frames: set([(0, 8)]) });
+    assert_eq!((book.withdrawn(), book.owned()), (set([(3, 4)]), set([(3, 4), (8, 32)])));
+}

@@ -10,7 +10,7 @@ use pageless::ledger::{AllocationRow, HoldRow, Landmark, MarkKind, MarkRow, Past
 use pageless::metadata::HoldId;
 use pageless::{AllocationId, Pfn, PfnRange};
 use redb::{ReadableTable, StorageError, Table, TableDefinition, WriteTransaction};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::encode::Row;
 use crate::words::{Bad, Reader, Writer};
@@ -106,7 +106,7 @@ impl Row for Totals {
 
 /// A row's bytes with their checksum.
 pub(crate) fn sealed(table: &str, key: &[u8], mut body: Vec<u8>) -> Vec<u8> {
-    let sum = xxh3_64(&named(table, key, &body));
+    let sum = hasher(table, key, &body).digest();
     body.extend(sum.to_le_bytes());
     body
 }
@@ -114,12 +114,12 @@ pub(crate) fn sealed(table: &str, key: &[u8], mut body: Vec<u8>) -> Vec<u8> {
 /// A row's bytes without their checksum, if that is right.
 pub(crate) fn unsealed<'v>(table: &str, key: &[u8], value: &'v [u8]) -> Result<&'v [u8], Bad> {
     let (body, sum) = value.split_last_chunk::<8>().ok_or("it ends too early")?;
-    if xxh3_64(&named(table, key, body)) == u64::from_le_bytes(*sum) { Ok(body) } else { Err("its checksum is wrong") }
+    if hasher(table, key, body).digest() == u64::from_le_bytes(*sum) { Ok(body) } else { Err("its checksum is wrong") }
 }
 
 /// What a row adds to the sum of all hashes.
 pub(crate) fn hash(at: At, key: u64, value: &[u8]) -> u128 {
-    xxh3_128(&named(name(at), &key.to_le_bytes(), value))
+    hasher(name(at), &key.to_le_bytes(), value).digest128()
 }
 
 /// The name of a table.
@@ -127,13 +127,14 @@ pub(crate) const fn name(at: At) -> &'static str {
     NAMES[at as usize]
 }
 
-fn named(table: &str, key: &[u8], body: &[u8]) -> Vec<u8> {
-    let mut all = Vec::with_capacity(table.len() + key.len() + body.len() + 2);
-    all.extend(table.as_bytes());
-    all.push(0);
-    all.extend(key);
-    all.extend(body);
-    all
+/// Over a table's name, a zero byte, its key and its bytes.
+fn hasher(table: &str, key: &[u8], body: &[u8]) -> Xxh3 {
+    let mut hasher = Xxh3::new();
+    hasher.update(table.as_bytes());
+    hasher.update(&[0]);
+    hasher.update(key);
+    hasher.update(body);
+    hasher
 }
 
 /// Why a step of a transaction failed.
