@@ -127,13 +127,12 @@ impl Allocation {
     // Always: each intent gets its own copy, in which nothing asks for the intent again.
     #[inline(always)]
     pub(crate) fn convert_at_once(&self, range: &Range<u64>, intent: Intent) -> AtOnce<'_> {
-        let Some((run, piece)) = self.sole_piece(range) else { return AtOnce::Look };
-        let record = self.pool.records.record(piece.record);
+        let Some((run, piece, record)) = self.sole_piece(range) else { return AtOnce::Look };
         let swept = self.pool.swept();
         let Some((id, changes)) = record.lock().begin_at_once(piece.span, self.owned.id, intent, piece.record as u64) else {
             return AtOnce::Look;
         };
-        let changes = changes.in_gib_of(run.frames.start());
+        let changes = if changes == piece.span { run.frames } else { changes.in_gib_of(run.frames.start()) };
         let marked = Marked { pool: &self.pool, owned: &self.owned, run, changes, id, intent, swept };
         // Read after the mark: see `Ownership::mappings`.
         let mappings = self.owned.mappings.load();

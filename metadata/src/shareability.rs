@@ -124,7 +124,7 @@ impl SharePlane {
 
     /// Reserves `span` if every frame of it is private, for a change to `shared`, or every one is shared, for the other; false,
     /// and nothing done, where that is not so or the memory is not there.
-    #[inline]
+    #[inline(always)]
     pub fn reserve_change(&mut self, span: Span, shared: bool) -> bool {
         // One frame of a block that is mixed: what most guests do most of the time.
         if let Form::Open(leaves) = &mut self.form
@@ -137,6 +137,7 @@ impl SharePlane {
         self.reserve_change_of_many(span, shared)
     }
 
+    #[inline(never)]
     fn reserve_change_of_many(&mut self, span: Span, shared: bool) -> bool {
         let before = Some(!shared);
         match &mut self.form {
@@ -159,7 +160,7 @@ impl SharePlane {
     }
 
     /// As [`Self::set`], and undoes one [`Self::reserve`] of the same span, thanks to which this allocates nothing.
-    #[inline]
+    #[inline(always)]
     pub fn set_reserved(&mut self, span: Span, shared: bool) -> u32 {
         if let Form::Open(leaves) = &mut self.form
             && span.frames() == 1
@@ -172,6 +173,7 @@ impl SharePlane {
         self.set_reserved_of_many(span, shared)
     }
 
+    #[inline(never)]
     fn set_reserved_of_many(&mut self, span: Span, shared: bool) -> u32 {
         self.redeem(span);
         let changed = self.set(span, shared);
