@@ -136,11 +136,7 @@ impl Extents {
     /// frame is behind two offsets.
     pub(crate) fn replace(&self, offset: u64, frame: Pfn) {
         let mut list = self.with(<[Extent]>::to_vec);
-        let Some(lost) = list.iter().find_map(|extent| extent.within(&(offset..offset + FRAME_BYTES))) else { return };
-        if let Some(before) = self.find(frame) {
-            place(&mut list, before.offset_of(frame), lost.frames.start());
-        }
-        place(&mut list, offset, frame);
+        put_in_place(&mut list, offset, frame);
         *self.current.write() = list.into();
         // Release: pairs with the load in `generation`.
         self.replaced.fetch_add(1, Ordering::Release);
@@ -149,6 +145,15 @@ impl Extents {
     pub(crate) fn heap_bytes(&self) -> usize {
         size_of_val(&*self.first) + size_of_val(&**self.current.read())
     }
+}
+
+/// Puts `frame` in the place of the one at `offset`, as [`Extents::replace`] does.
+pub(crate) fn put_in_place(list: &mut Vec<Extent>, offset: u64, frame: Pfn) {
+    let Some(lost) = list.iter().find_map(|extent| extent.within(&(offset..offset + FRAME_BYTES))) else { return };
+    if let Some(before) = list.iter().find(|extent| extent.frames.contains(frame)).copied() {
+        place(list, before.offset_of(frame), lost.frames.start());
+    }
+    place(list, offset, frame);
 }
 
 /// Lists `frame` at `offset`, in the place of the one that was there.

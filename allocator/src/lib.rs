@@ -24,6 +24,7 @@ mod guard;
 mod hold;
 mod hung;
 mod journal;
+pub mod ledger;
 mod locked;
 mod mapping;
 mod operation;

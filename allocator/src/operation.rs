@@ -232,7 +232,7 @@ impl<'p> OpenOperation<'p> {
             self.owned.remove_released(run.frames);
             partition.done.insert(run.frames);
         }
-        pool.tell_backing(&partition.lost);
+        pool.tell_backing(&mut partition.lost);
         partition
     }
 

@@ -10,7 +10,6 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::extents::{Extent, Extents};
 use crate::mapping::{Contents, Mapping};
-use crate::request::Request;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::whole_gibs::WholeGib;
 
@@ -21,6 +20,8 @@ pub(crate) struct Attached {
     pub(crate) mapping: Arc<dyn Mapping>,
     /// Detached while these frames were released or withdrawn: its proof for them is still needed, and for them only.
     pub(crate) retired: Option<RunSet>,
+    /// Attached before the pool was reopened, and nobody answers for it yet.
+    pub(crate) unanswered: bool,
 }
 
 impl Attached {
@@ -54,6 +55,8 @@ pub(crate) struct Ownership {
     pub(crate) id: AllocationId,
     pub(crate) owner: Arc<str>,
     pub(crate) bytes: u64,
+    /// What its owner shows after a reopening; 0 without a ledger.
+    pub(crate) secret: u128,
     pub(crate) contents: Contents,
     pub(crate) extents: Extents,
     /// The guest GiBs that were whole GiBs of the pool when the allocation began: nothing of that changes until a frame is
@@ -71,12 +74,20 @@ pub(crate) struct Ownership {
 }
 
 impl Ownership {
-    pub(crate) fn new(id: AllocationId, request: &Request, extents: Vec<Extent>, gibs: Box<[WholeGib]>) -> Self {
+    pub(crate) fn new(
+        id: AllocationId,
+        owner: Arc<str>,
+        bytes: u64,
+        contents: Contents,
+        extents: Vec<Extent>,
+        gibs: Box<[WholeGib]>,
+    ) -> Self {
         Self {
             id,
-            owner: Arc::clone(&request.owner),
-            bytes: request.bytes,
-            contents: request.contents,
+            owner,
+            bytes,
+            secret: 0,
+            contents,
             extents: Extents::new(extents),
             gibs,
             mappings: ArcSwap::from_pointee(Mappings::new()),

@@ -15,6 +15,7 @@ use crate::asking::Losses;
 use crate::extents::{Extent, Runs, push_joined};
 use crate::granule;
 use crate::journal::EventKind;
+use crate::ledger::LedgerError;
 use crate::operation::{OpenOperation, Partition};
 use crate::outcome::Blocked;
 use crate::ownership::Ownership;
@@ -54,6 +55,11 @@ pub enum WaitingFor {
     Holder(HolderId),
     /// An operation is under way on them, or a map guard is out.
     Operation,
+    /// The ledger could not be written: nothing is freed before that is recorded.
+    Ledger {
+        /// Why not.
+        why: LedgerError,
+    },
     /// A mapping refused to prepare.
     Mapping {
         /// Why the pass was blocked.
@@ -100,6 +106,9 @@ impl Pool {
 impl Inner {
     fn pass(&self, scope: Scope) -> Reclaimed {
         let mut told = Reclaimed::default();
+        if let Err(error) = self.record_pending() {
+            tracing::warn!(%error, "withdrawals stay unrecorded");
+        }
         let now = Instant::now();
         let wanted = |entry: &Entry| match scope {
             Scope::Due => entry.due <= now && entry.told.attempts < self.policy.retry.later,
@@ -211,7 +220,8 @@ impl Inner {
         } else {
             granule::prove_whole(self, &mut open, &mut recalls, told);
         }
-        for (operation, losses) in open {
+        for (mut operation, losses) in open {
+            self.record_proofs(&mut operation, &losses, told);
             let id = operation.owned().id;
             let ended = self.transit.moving(|| operation.finish(losses));
             ended.done.into_iter().for_each(|run| self.journal.write(run, Some(id), EventKind::Reclaimed));
@@ -220,6 +230,20 @@ impl Inner {
         }
         for recall in &recalls {
             self.tell_recall(recall, told);
+        }
+    }
+
+    /// Makes durable that what is proven is free, before it is; what cannot be recorded stays released.
+    fn record_proofs(&self, operation: &mut OpenOperation<'_>, losses: &Losses, told: &mut Reclaimed) {
+        if !self.has_ledger() {
+            return;
+        }
+        let proven: RunSet = operation.runs().iter().flat_map(|run| losses.survivors(run.frames)).collect();
+        if let Err(why) = self.record_reclaim(operation.owned().id, &proven) {
+            for frames in &proven {
+                operation.set_aside(frames);
+                told.waiting.push(Waiting { frames, why: WaitingFor::Ledger { why: why.clone() } });
+            }
         }
     }
 

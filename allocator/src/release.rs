@@ -9,7 +9,7 @@ use crate::allocation::Allocation;
 use crate::extents::{Extent, Runs, push_joined};
 use crate::journal::EventKind;
 use crate::operation::pieces_of;
-use crate::outcome::Blocked;
+use crate::outcome::{Blocked, Refused};
 use crate::ownership::Ownership;
 use crate::pool::Inner;
 use crate::record::Piece;
@@ -30,6 +30,8 @@ impl Allocation {
     ///
     /// Returns the frames that are released now; what was released before is not among them.
     pub fn release(self) -> Result<RunSet, Box<ReleaseRefused>> {
+        // What is withdrawn must be recorded first; if it cannot be, that is found below.
+        let _told_below = self.pool.record_pending();
         let editing = self.owned.editing.lock();
         let pieces = self.owned.extents.with(|extents| pieces_of(&self.pool, extents));
         let mut locked = self.pool.records.lock(&pieces);
@@ -45,6 +47,10 @@ impl Allocation {
             let offset = self.owned.offset_of(at);
             return Err(Box::new(ReleaseRefused { allocation: self, why: Blocked::Held { holder, offset } }));
         }
+        if let Some(refused) = self.pool.unrecorded_of(&self.owned, &pieces) {
+            drop((locked, editing));
+            return Err(Box::new(ReleaseRefused { allocation: self, why: refused.into() }));
+        }
         let mut released = Runs::new();
         if self.owned.end() {
             pieces.iter().for_each(|piece| {
@@ -52,9 +58,11 @@ impl Allocation {
             });
         }
         self.pool.tell_released(&self.owned, &released);
+        let released: RunSet = released.iter().map(|run| run.frames).collect();
+        self.pool.record_release(self.owned.id, || released.clone());
         drop((locked, editing));
         self.pool.enqueue(&self.owned);
-        Ok(released.iter().map(|run| run.frames).collect())
+        Ok(released)
     }
 
     /// Gives a part up, as a balloon does: `range` is in bytes, aligned to 4 KiB. Offsets keep their meaning; the part can
@@ -70,9 +78,11 @@ impl Allocation {
             self.pool.release_piece(&self.owned, locked.gib(piece.record), *piece, &mut released);
         });
         self.pool.tell_released(&self.owned, &released);
+        let released: RunSet = released.iter().map(|run| run.frames).collect();
+        self.pool.record_release(self.owned.id, || released.clone());
         drop(locked);
         self.pool.enqueue(&self.owned);
-        Ok(released.iter().map(|run| run.frames).collect())
+        Ok(released)
     }
 }
 
@@ -94,9 +104,21 @@ impl Inner {
         let (mut locked, mut released) = (self.records.lock(&pieces), Runs::new());
         pieces.iter().for_each(|piece| self.release_piece(owned, locked.gib(piece.record), *piece, &mut released));
         self.tell_released(owned, &released);
+        self.record_release(owned.id, || released.iter().map(|run| run.frames).collect());
         drop((locked, editing));
         self.enqueue(owned);
         true
+    }
+
+    /// Withdrawn frames of the pieces that the ledger does not have yet, with the pieces' GiBs locked.
+    fn unrecorded_of(&self, owned: &Ownership, pieces: &[Piece]) -> Option<Refused> {
+        if !self.has_ledger() {
+            return None;
+        }
+        let registry = self.registry.lock();
+        let unrecorded: RunSet = pieces.iter().flat_map(|piece| registry.unrecorded().clipped(piece.frames)).collect();
+        let first = *unrecorded.runs().first()?;
+        Some(Refused::Unrecorded { offset: owned.offset_of(first), frames: unrecorded.frames() })
     }
 
     /// Marks what the owner has of a piece as released, with the piece's GiB locked, and adds those runs to `released`.
