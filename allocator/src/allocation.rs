@@ -53,12 +53,16 @@ impl Allocation {
     }
 
     /// Who may reach the frame behind an offset.
+    #[inline]
     pub fn shareability(&self, offset: u64) -> Result<Shareability, Refused> {
-        if let Some((_, record)) = self.whole_gib(offset)
-            && let Some(shareability) = record.summary().shareability(self.owned.id)
-        {
-            return Ok(shareability);
+        let summary = self.whole_gib(offset).map(|(_, record)| record.summary());
+        match summary.and_then(|summary| summary.shareability(self.owned.id)) {
+            Some(shareability) => Ok(shareability),
+            None => self.look_up_shareability(offset),
         }
+    }
+
+    fn look_up_shareability(&self, offset: u64) -> Result<Shareability, Refused> {
         let pfn = self.frame(offset)?;
         let piece = self.pool.records.pieces(PfnRange::single(pfn)).next().ok_or(Refused::NotOwner { offset })?;
         Ok(self.pool.records.record(piece.record).lock().shareability(pfn.in_gib()))

@@ -81,7 +81,7 @@ impl<'p> Marked<'p> {
 
     /// Steps 2 and 3: every mapping, and last the backing.
     #[inline(always)]
-    fn prove(&self, mappings: &Mappings) -> Result<(), Stage> {
+    fn prove(&self, mappings: &Mappings) -> Result<(), Box<Stage>> {
         let op = Operation {
             id: self.id,
             intent: self.intent,
@@ -92,24 +92,24 @@ impl<'p> Marked<'p> {
         };
         for (nth, attached) in mappings.iter().enumerate() {
             if !attached.is_attached() || !self.is_undisturbed() {
-                return Err(Stage::Preparing { nth, refusal: None });
+                return Err(Box::new(Stage::Preparing { nth, refusal: None }));
             }
-            attached.mapping.prepare(&op).map_err(|refusal| Stage::Preparing { nth, refusal: Some(refusal) })?;
+            attached.mapping.prepare(&op).map_err(|refusal| Box::new(Stage::Preparing { nth, refusal: Some(refusal) }))?;
         }
         for (nth, attached) in mappings.iter().enumerate() {
             if !self.is_undisturbed() {
-                return Err(Stage::Invalidating { nth, stuck: None });
+                return Err(Box::new(Stage::Invalidating { nth, stuck: None }));
             }
             let proof = attached.mapping.invalidate(&op, self.changes);
-            proof.map_err(|stuck| Stage::Invalidating { nth, stuck: Some(stuck) })?;
+            proof.map_err(|stuck| Box::new(Stage::Invalidating { nth, stuck: Some(stuck) }))?;
         }
         if self.intent == Intent::Share && self.owned.contents == Contents::Zero {
             let nth = mappings.len();
             if !self.is_undisturbed() {
-                return Err(Stage::Invalidating { nth, stuck: None });
+                return Err(Box::new(Stage::Invalidating { nth, stuck: None }));
             }
             let proof = self.pool.backing.scrub(&op, self.changes);
-            proof.map_err(|stuck| Stage::Invalidating { nth, stuck: Some(stuck) })?;
+            proof.map_err(|stuck| Box::new(Stage::Invalidating { nth, stuck: Some(stuck) }))?;
         }
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Allocation {
         // Read after the mark: see `Ownership::mappings`.
         let mappings = self.owned.mappings.load();
         if let Err(stage) = marked.prove(&mappings) {
-            return marked.snag(stage, mappings);
+            return marked.snag(*stage, mappings);
         }
         if !record.lock().flip(id, piece.span, intent) {
             // Something came up meanwhile: poison, or the owner's death.

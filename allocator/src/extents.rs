@@ -33,6 +33,13 @@ impl Extent {
         self.offset + (pfn.get() - self.frames.start().get()) * FRAME_BYTES
     }
 
+    /// The two as one, if `next` continues this both in the pool and in the allocation.
+    #[must_use]
+    pub fn joined(self, next: Self) -> Option<Self> {
+        let touch = self.frames.end() == next.frames.start() && self.end() == next.offset;
+        touch.then(|| Self { offset: self.offset, frames: self.frames.hull(next.frames) })
+    }
+
     /// The part of it that `frames` covers.
     #[must_use]
     pub fn clipped(self, frames: PfnRange) -> Option<Self> {
@@ -58,6 +65,14 @@ impl Extent {
 
 /// Runs of one verb; one in the usual case.
 pub(crate) type Runs = SmallVec<[Extent; 1]>;
+
+/// Adds a run; one that continues the last is joined to it.
+pub(crate) fn push_joined(runs: &mut Runs, run: Extent) {
+    match runs.last_mut().and_then(|last| Some((last.joined(run)?, last))) {
+        Some((joined, last)) => *last = joined,
+        None => runs.push(run),
+    }
+}
 
 /// The extents of an allocation.
 #[derive(Debug)]

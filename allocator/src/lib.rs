@@ -40,6 +40,8 @@ mod release;
 mod replace;
 mod request;
 mod resize;
+#[cfg(any(not(feature = "shuttle"), feature = "loom"))]
+mod spin_lock;
 mod stats;
 mod sync;
 mod verify;

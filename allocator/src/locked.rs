@@ -61,14 +61,27 @@ impl Drop for RecordGuard<'_> {
     }
 }
 
-/// Several locked records.
-pub(crate) struct Locked<'p>(pub(crate) SmallVec<[(usize, RecordGuard<'p>); 1]>);
+/// Several locked records, by index, ascending.
+pub(crate) struct Locked<'p> {
+    records: SmallVec<[(usize, RecordGuard<'p>); 1]>,
+    /// Where the last one was found: who asks goes through them in order.
+    last: usize,
+}
 
-impl Locked<'_> {
+impl<'p> Locked<'p> {
+    pub(crate) const fn new(records: SmallVec<[(usize, RecordGuard<'p>); 1]>) -> Self {
+        Self { records, last: 0 }
+    }
+
     /// The facts of the GiB with this record index, which must be one of those locked.
+    #[inline]
     pub(crate) fn gib(&mut self, record: usize) -> &mut Gib {
-        let at = if self.0.len() == 1 { 0 } else { self.0.partition_point(|(index, _)| *index < record) };
-        debug_assert_eq!(self.0[at].0, record, "this record is not locked");
-        &mut self.0[at].1
+        let is_at = |at: usize| self.records.get(at).is_some_and(|(index, _)| *index == record);
+        if !is_at(self.last) {
+            let next = self.last + 1;
+            self.last = if is_at(next) { next } else { self.records.partition_point(|(index, _)| *index < record) };
+        }
+        debug_assert_eq!(self.records[self.last].0, record, "this record is not locked");
+        &mut self.records[self.last].1
     }
 }

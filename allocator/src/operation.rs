@@ -17,7 +17,7 @@ use pageless_metadata::{
 use smallvec::SmallVec;
 
 use crate::asking::{Asked, Losses};
-use crate::extents::{Extent, Runs};
+use crate::extents::{Extent, Runs, push_joined};
 use crate::locked::Locked;
 use crate::mapping::{Cause, Contents, Operation, Refusal, Stuck, Verdict};
 use crate::outcome::{Blocked, Refused};
@@ -182,8 +182,15 @@ impl<'p> OpenOperation<'p> {
         self.open = false;
         let mut partition = Partition::default();
         let pool = self.pool;
-        for piece in pieces_of(pool, &self.runs) {
+        let mut freed = Runs::new();
+        for (run, piece) in self.runs.iter().flat_map(|run| pool.records.pieces(run.frames).map(move |piece| (run, piece))) {
             let mut gib = pool.records.record(piece.record).lock();
+            let whole = piece.span.is_whole() && self.intent == Intent::Reclaim && losses.runs().is_empty();
+            if whole && gib.free_whole(self.id) {
+                placement::put(&pool.records, piece.frames);
+                run.clipped(piece.frames).into_iter().for_each(|part| push_joined(&mut freed, part));
+                continue;
+            }
             let mut ours = false;
             for (part, loss) in losses.cut(piece) {
                 let ending = loss.map_or(Ending::Proven, |loss| ending(&loss.verdict));
@@ -219,6 +226,11 @@ impl<'p> OpenOperation<'p> {
             if ours && target(self.intent).is_some() {
                 gib.demote(piece.span);
             }
+        }
+        for run in &freed {
+            // They may be somebody else's by now, who has them on another list.
+            self.owned.remove_released(run.frames);
+            partition.done.insert(run.frames);
         }
         pool.tell_backing(&partition.lost);
         partition

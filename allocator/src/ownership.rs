@@ -100,12 +100,22 @@ impl Ownership {
     pub(crate) fn add_released(&self, extent: Extent) {
         let mut released = self.released.lock();
         let at = released.partition_point(|other| other.frames < extent.frames);
-        released.insert(at, extent);
+        // What is given up piece by piece is mostly one run in the end.
+        match at.checked_sub(1).and_then(|before| released[before].joined(extent)) {
+            Some(joined) => released[at - 1] = joined,
+            None => released.insert(at, extent),
+        }
     }
 
     /// Takes frames off the list of released ones: they are free.
     pub(crate) fn remove_released(&self, frames: PfnRange) {
         let mut released = self.released.lock();
+        if let [only] = &released[..]
+            && frames.contains_range(only.frames)
+        {
+            released.clear();
+            return;
+        }
         let from = released.partition_point(|extent| extent.frames.end() <= frames.start());
         let to = released.partition_point(|extent| extent.frames.start() < frames.end());
         let rest: Vec<Extent> = released[from..to]

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pageless_metadata::{HolderId, Intent, Obstacle, PfnRange, RunSet};
+use smallvec::SmallVec;
 
 use crate::asking::Losses;
-use crate::extents::{Extent, Runs};
+use crate::extents::{Extent, Runs, push_joined};
 use crate::granule;
 use crate::journal::EventKind;
 use crate::operation::{OpenOperation, Partition};
@@ -126,11 +127,11 @@ impl Inner {
         recalled: &Recalled,
         told: &mut Reclaimed,
     ) -> Option<(OpenOperation<'p>, Losses)> {
-        let mut operation = self.mark_released(owned, recalled, told)?;
-        let frames: Vec<PfnRange> = operation.runs().iter().map(|run| run.frames).collect();
+        let (mut operation, has_guards) = self.mark_released(owned, recalled, told)?;
+        let frames: SmallVec<[PfnRange; 1]> = operation.runs().iter().map(|run| run.frames).collect();
         let waits =
             |why: &dyn Fn() -> WaitingFor| frames.iter().map(|run| Waiting { frames: *run, why: why() }).collect::<Vec<_>>();
-        if !self.drained(&crate::operation::pieces_of(self, operation.runs())) {
+        if has_guards && !self.drained(&crate::operation::pieces_of(self, operation.runs())) {
             operation.cancel();
             told.waiting.extend(waits(&|| WaitingFor::Operation));
             return None;
@@ -154,8 +155,14 @@ impl Inner {
         Some((operation, losses))
     }
 
-    /// Begins one operation on all released frames of an owner that nothing stands in the way of.
-    fn mark_released<'p>(&'p self, owned: &'p Ownership, recalled: &Recalled, told: &mut Reclaimed) -> Option<OpenOperation<'p>> {
+    /// Begins one operation on all released frames of an owner that nothing stands in the way of; and whether map guards were out
+    /// on some of them.
+    fn mark_released<'p>(
+        &'p self,
+        owned: &'p Ownership,
+        recalled: &Recalled,
+        told: &mut Reclaimed,
+    ) -> Option<(OpenOperation<'p>, bool)> {
         let mut released = owned.released.lock().clone();
         if !recalled.told.is_empty() {
             let rest = |extent: Extent| {
@@ -163,11 +170,15 @@ impl Inner {
             };
             released = released.into_iter().flat_map(rest).collect();
         }
-        let (mut id, mut runs, swept) = (None, Runs::new(), self.swept());
+        let (mut id, mut runs, mut guarded, swept) = (None, Runs::new(), false, self.swept());
         for (extent, piece) in
             released.iter().flat_map(|extent| self.records.pieces(extent.frames).map(move |piece| (extent, piece)))
         {
             let mut gib = self.records.record(piece.record).lock();
+            if piece.span.is_whole() && gib.begin_reclaim_whole(owned.id, &mut id, piece.record as u64) {
+                extent.clipped(piece.frames).into_iter().for_each(|run| push_joined(&mut runs, run));
+                continue;
+            }
             for (span, obstacle) in gib.reclaimable(piece.span, owned.id) {
                 let frames = span.in_gib_of(piece.frames.start());
                 let why = match obstacle {
@@ -175,7 +186,8 @@ impl Inner {
                         let id = *id.get_or_insert_with(|| gib.next_operation(piece.record as u64));
                         // A reclaim reserves nothing, so it cannot be out of memory; if it ever is, the frames stay released.
                         if gib.begin(span, id, Intent::Reclaim).is_ok() {
-                            push_joined(&mut runs, extent.clipped(frames));
+                            guarded |= gib.is_guarded(span);
+                            extent.clipped(frames).into_iter().for_each(|run| push_joined(&mut runs, run));
                         }
                         continue;
                     }
@@ -189,7 +201,7 @@ impl Inner {
                 told.waiting.push(Waiting { frames, why });
             }
         }
-        id.map(|id| OpenOperation::adopt(self, owned, id, runs, Intent::Reclaim, swept, true))
+        id.map(|id| (OpenOperation::adopt(self, owned, id, runs, Intent::Reclaim, swept, true), guarded))
     }
 
     /// Asks the backing about everything that the mappings proved, granule by granule, and frees what it proves too.
@@ -234,16 +246,5 @@ impl Inner {
                 self.owners.lock().remove(&owned.id);
             }
         }
-    }
-}
-
-/// Adds a run; one that continues the last is joined to it.
-fn push_joined(runs: &mut Runs, run: Option<Extent>) {
-    let Some(run) = run else { return };
-    match runs.last_mut() {
-        Some(last) if last.frames.end() == run.frames.start() && last.end() == run.offset => {
-            last.frames = last.frames.hull(run.frames)
-        }
-        _ => runs.push(run),
     }
 }

@@ -150,13 +150,14 @@ impl Records {
 
     /// Locks the records of all `pieces`, each once, in the order of frame numbers.
     pub(crate) fn lock(&self, pieces: &[Piece]) -> Locked<'_> {
-        if let [piece] = pieces {
-            return Locked(smallvec::smallvec![(piece.record, self.records[piece.record].lock())]);
+        let locked = |index: usize| (index, self.records[index].lock());
+        if pieces.is_sorted_by(|one, next| one.record < next.record) {
+            return Locked::new(pieces.iter().map(|piece| locked(piece.record)).collect());
         }
         let mut indices: SmallVec<[usize; 16]> = pieces.iter().map(|piece| piece.record).collect();
         indices.sort_unstable();
         indices.dedup();
-        Locked(indices.into_iter().map(|index| (index, self.records[index].lock())).collect())
+        Locked::new(indices.into_iter().map(locked).collect())
     }
 
     /// Bytes of the records and all that hangs on them, and bytes of the frame layers.

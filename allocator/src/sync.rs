@@ -1,45 +1,22 @@
 //! The one place that chooses locks and atomics: std's atomics and parking_lot's locks, or, under the feature `shuttle`,
-//! shuttle's, so that its scheduler can explore interleavings. Nothing else in this crate names either.
+//! shuttle's, so that its scheduler can explore interleavings; or, under the feature `loom`, loom's atomics, which the frame
+//! layer needs and nothing else does. Nothing else in this crate names any of them.
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(any(feature = "shuttle", feature = "loom")))]
 mod chosen {
     #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
     pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
     #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
-    pub(crate) type SpinGuard<'l, T> = spin::mutex::SpinMutexGuard<'l, T>;
+    pub(crate) use crate::spin_lock::{SpinGuard, SpinLock};
 
-    /// A lock for critical sections of a few dozen nanoseconds, given back by a plain store. Other locks give theirs back by a
-    /// second read-modify-write, which waits until every store before it has left the core: that was a third of a conversion.
-    #[derive(Debug, Default)]
-    pub(crate) struct SpinLock<T>(spin::mutex::SpinMutex<T>);
+    /// What is made when it is first needed.
+    pub(crate) type Late<T> = std::sync::OnceLock<T>;
 
-    impl<T> SpinLock<T> {
-        pub(crate) const fn new(value: T) -> Self {
-            Self(spin::mutex::SpinMutex::new(value))
-        }
-
-        #[inline]
-        pub(crate) fn lock(&self) -> SpinGuard<'_, T> {
-            self.0.try_lock().unwrap_or_else(|| self.wait())
-        }
-
-        /// Spins, then yields, then sleeps: whoever holds the lock may have lost its CPU, and may run below this thread's
-        /// priority, so that it gets none while this thread does not sleep.
-        #[cold]
-        fn wait(&self) -> SpinGuard<'_, T> {
-            const NAP: std::time::Duration = std::time::Duration::from_micros(20);
-            let backoff = crossbeam::utils::Backoff::new();
-            loop {
-                if !self.0.is_locked()
-                    && let Some(guard) = self.0.try_lock()
-                {
-                    return guard;
-                }
-                if backoff.is_completed() { std::thread::sleep(NAP) } else { backoff.snooze() }
-            }
-        }
+    /// Words that are all 0. The system gives them without touching them.
+    pub(crate) fn zeroed_words(count: usize) -> Box<[AtomicU64]> {
+        bytemuck::allocation::zeroed_slice_box(count)
     }
 
     /// Gives way to whoever is in the middle of what this thread waits for. `tries` is how often it has waited already.
@@ -69,7 +46,7 @@ mod chosen {
     }
 }
 
-#[cfg(feature = "shuttle")]
+#[cfg(all(feature = "shuttle", not(feature = "loom")))]
 mod chosen {
     use std::sync::PoisonError;
 
@@ -125,6 +102,14 @@ mod chosen {
         }
     }
 
+    /// What is made when it is first needed.
+    pub(crate) type Late<T> = std::sync::OnceLock<T>;
+
+    /// Words that are all 0.
+    pub(crate) fn zeroed_words(count: usize) -> Box<[AtomicU64]> {
+        (0..count).map(|_| AtomicU64::new(0)).collect()
+    }
+
     /// Gives way to whoever is in the middle of what this thread waits for.
     pub(crate) fn give_way(_tries: u32) {
         shuttle::thread::yield_now();
@@ -136,14 +121,18 @@ mod chosen {
     }
 }
 
+#[cfg(feature = "loom")]
+#[path = "sync_loom.rs"]
+mod chosen;
+
 #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
 pub(crate) use chosen::*;
 
 /// Waits for `time`. Under shuttle time does not pass; giving way is all there is to do.
 pub(crate) fn sleep(time: std::time::Duration) {
-    #[cfg(not(feature = "shuttle"))]
+    #[cfg(any(not(feature = "shuttle"), feature = "loom"))]
     std::thread::sleep(time);
-    #[cfg(feature = "shuttle")]
+    #[cfg(all(feature = "shuttle", not(feature = "loom")))]
     {
         let _ = time;
         shuttle::thread::yield_now();

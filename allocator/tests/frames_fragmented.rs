@@ -103,7 +103,7 @@ fn the_largest_span_there_is_is_built_and_used() {
     assert_eq!(frames.take(Order::BASE).map(|pfn| frames.is_free(pfn)), Some(false));
     assert_eq!(frames.free_frames(), Pfn::LIMIT.get() - 3);
     frames.put(PfnRange::single(last)).unwrap();
-    assert!(frames.footprint_bytes() < 10 << 20);
+    assert!(frames.footprint_bytes() < 16 << 20);
 }
 
 #[test]

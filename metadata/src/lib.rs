@@ -30,6 +30,7 @@ mod summary;
 mod tenure;
 mod transition;
 mod try_box;
+mod whole_gib;
 
 pub use account::FrameCounts;
 pub use at_rest::PLANE_BYTES_MAX;

@@ -63,6 +63,16 @@ impl Tenure {
         }
     }
 
+    /// The one tenant of all frames of the GiB.
+    #[must_use]
+    #[inline]
+    pub const fn tenant_of_all(&self) -> Option<Tenant> {
+        match self.0 {
+            Kind::Whole(word) => Some(unpack(word)),
+            _ => None,
+        }
+    }
+
     /// Whether `allocation` has every frame of `span` and has released none of them.
     #[must_use]
     #[inline]

@@ -38,7 +38,7 @@ impl Frames {
             Level::Gibs => self.claim_word(&group.whole, piece, claimed),
             Level::Blocks => {
                 self.cut_gib_around(at);
-                self.claim_word(&self.lanes(at.group())[at.lane()].whole, piece, claimed)
+                self.claim_word(&self.lane(at).whole, piece, claimed)
             }
             Level::Frames => return self.claim_frames(piece, claimed),
         };
@@ -48,12 +48,12 @@ impl Frames {
     fn claim_frames(&self, piece: Piece, claimed: &mut Claimed) -> bool {
         let at = piece.start;
         self.cut_gib_around(at);
-        let lane = &self.lanes(at.group())[at.lane()];
+        let lane = self.lane(at);
         let took = if take_all(&lane.whole, ones(at.block(), 1)).is_ok() {
-            self.cut_block(&self.groups[at.group()], lane, at, piece.mask);
+            self.cut_block(lane, at, piece.mask);
             true
         } else {
-            take_all(&lane.leaf_or_new(at.block()).0[at.word()], piece.mask).is_ok()
+            take_all(&self.leaf(at).0[at.word()], piece.mask).is_ok()
         };
         if took {
             claimed.push(piece);

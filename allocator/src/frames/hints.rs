@@ -4,40 +4,44 @@
 //! the hint again if there is something after all. Whichever comes first, one of the two sees the other (`offer_*` pairs
 //! with `clear_*`). A hint that must be set, and every clearing, is a move, so no scan fails because of a half-done one.
 
+use pageless_metadata::Order;
+
 use super::Frames;
 use super::place::{Place, each_bit};
-use super::store::{CLASSES, Group, Lane, Supply, has, hint, unhint};
-use crate::sync::Ordering;
+use super::store::{CLASSES, Group, Leaf, Spot, Supply, has, hint, unhint};
+use crate::sync::{AtomicU64, Ordering};
 
 impl Frames {
-    /// Frames of the leaf around `at` became free.
+    /// Frames of the leaf around `at` became free; `some` is its lane's hint.
     #[inline]
-    pub(super) fn offer_frames(&self, group: &Group, lane: &Lane, at: Place) {
-        if !(has(&lane.some, at.block()) && has(&group.some, at.gib())) {
-            self.hint_some(group, lane, at);
+    pub(super) fn offer_frames(&self, group: &Group, some: &AtomicU64, at: Place) {
+        if (some.load(Ordering::SeqCst) >> at.block()) & (group.some.load(Ordering::SeqCst) >> at.gib()) & 1 == 0 {
+            self.hint_some(group, some, at);
         }
     }
 
     /// The leaf around `at` may have all its frames, as one of its words has.
     #[inline]
-    pub(super) fn offer_full(&self, group: &Group, lane: &Lane, at: Place) {
-        let told = has(&lane.full, at.block()) && has(&group.blocks, at.gib());
-        if !(told && has(&group.full, at.gib())) {
-            self.offer_untold(group, lane, at, told);
+    pub(super) fn offer_full(&self, group: &Group, full: &AtomicU64, at: Place) {
+        let told = (full.load(Ordering::SeqCst) >> at.block()) & (group.blocks.load(Ordering::SeqCst) >> at.gib()) & 1;
+        if told & (group.full.load(Ordering::SeqCst) >> at.gib()) == 0 {
+            self.offer_untold(group, full, at, told == 1);
         }
     }
 
-    fn offer_untold(&self, group: &Group, lane: &Lane, at: Place, told: bool) {
-        if lane.leaf_is_full(at.block()) && (!told || group.may_be_full(at.gib())) {
-            self.hint_full(group, lane, at);
+    #[inline(never)]
+    fn offer_untold(&self, group: &Group, full: &AtomicU64, at: Place, told: bool) {
+        if group.leaf(at).is_some_and(Leaf::is_full) && (!told || group.may_be_full(at.align_down(Order::GIB1))) {
+            self.hint_full(group, full, at);
         }
     }
 
-    /// Uncut blocks of the lane around `at` became free; its word is `whole` now.
+    /// Uncut blocks of a lane of the GiB around `at` became free; with those in `whole`, its blocks are all free if any are
+    /// missing only in appearance.
     #[inline]
-    pub(super) fn offer_blocks(&self, group: &Group, at: Place, whole: u64) {
-        let full = whole == !0 && !has(&group.full, at.gib()) && group.may_be_full(at.gib());
-        if full || !has(&group.blocks, at.gib()) || (whole != !0 && self.lane_completes(group, at, whole)) {
+    pub(super) fn offer_blocks(&self, group: &Group, full: &AtomicU64, at: Place, whole: u64) {
+        let completes = || whole | full.load(Ordering::SeqCst) == !0 && group.may_be_full(at.align_down(Order::GIB1));
+        if !has(&group.blocks, at.gib()) || (!has(&group.full, at.gib()) && completes()) {
             self.hint_blocks(group, at);
         }
     }
@@ -51,25 +55,18 @@ impl Frames {
         }
     }
 
-    /// Whether the lane's blocks are all free, some of them as full leaves, and so may be the GiB's.
-    #[inline]
-    fn lane_completes(&self, group: &Group, at: Place, whole: u64) -> bool {
-        let Some(lane) = group.lanes().and_then(|lanes| lanes.get(at.lane())) else { return false };
-        whole | lane.full.load(Ordering::SeqCst) == !0 && !has(&group.full, at.gib()) && group.may_be_full(at.gib())
-    }
-
     #[cold]
-    pub(super) fn hint_some(&self, group: &Group, lane: &Lane, at: Place) {
+    pub(super) fn hint_some(&self, group: &Group, some: &AtomicU64, at: Place) {
         let _move = self.moves.begin();
-        hint(&lane.some, at.block());
+        hint(some, at.block());
         hint(&group.some, at.gib());
         self.hint_top(Supply::Some, at.group());
     }
 
     #[cold]
-    fn hint_full(&self, group: &Group, lane: &Lane, at: Place) {
+    fn hint_full(&self, group: &Group, full: &AtomicU64, at: Place) {
         let _move = self.moves.begin();
-        hint(&lane.full, at.block());
+        hint(full, at.block());
         self.hint_blocks(group, at);
     }
 
@@ -78,7 +75,7 @@ impl Frames {
         let _move = self.moves.begin();
         hint(&group.blocks, at.gib());
         self.hint_top(Supply::Blocks, at.group());
-        if group.may_be_full(at.gib()) {
+        if group.may_be_full(at.align_down(Order::GIB1)) {
             hint(&group.full, at.gib());
             self.hint_top(Supply::Gibs, at.group());
         }
@@ -89,32 +86,32 @@ impl Frames {
     }
 
     /// Clears the hint that the leaf around `at` has free frames, unless it has.
-    pub(super) fn clear_some(&self, group: &Group, lane: &Lane, at: Place) {
+    pub(super) fn clear_some(&self, group: &Group, lane: Spot<'_>, at: Place) {
         let _move = self.moves.begin();
         unhint(&lane.some, at.block());
         if lane.leaf(at.block()).is_some_and(|leaf| !leaf.is_empty()) {
-            self.hint_some(group, lane, at);
+            self.hint_some(group, &lane.some, at);
         }
     }
 
     /// Clears the hint that the leaf around `at` has all its frames, unless it has.
-    pub(super) fn clear_full(&self, group: &Group, lane: &Lane, at: Place) {
+    pub(super) fn clear_full(&self, group: &Group, lane: Spot<'_>, at: Place) {
         let _move = self.moves.begin();
         unhint(&lane.full, at.block());
         if lane.leaf_is_full(at.block()) {
-            self.hint_full(group, lane, at);
+            self.hint_full(group, &lane.full, at);
         }
     }
 
     /// Clears a group's hint about a GiB, unless its lanes' words and hints bear it out.
     pub(super) fn clear_gib(&self, supply: Supply, index: usize, gib: u32) {
         let group = &self.groups[index];
-        let lanes = group.lanes_of(gib);
+        let mut lanes = group.lanes_of(Place::of_gib(index, gib)).map(|(_, lane)| lane);
         let _move = self.moves.begin();
-        let (word, borne_out): (_, &dyn Fn() -> bool) = match supply {
-            Supply::Gibs => (&group.full, &|| group.may_be_full(gib)),
-            Supply::Blocks => (&group.blocks, &|| lanes.iter().any(|lane| lane.may_have_blocks() != 0)),
-            Supply::Some => (&group.some, &|| lanes.iter().any(|lane| lane.some.load(Ordering::SeqCst) != 0)),
+        let (word, borne_out): (_, &mut dyn FnMut() -> bool) = match supply {
+            Supply::Gibs => (&group.full, &mut || group.may_be_full(Place::of_gib(index, gib))),
+            Supply::Blocks => (&group.blocks, &mut || lanes.any(|lane| lane.may_have_blocks() != 0)),
+            Supply::Some => (&group.some, &mut || lanes.any(|lane| lane.some.load(Ordering::SeqCst) != 0)),
         };
         unhint(word, gib);
         if borne_out() {
@@ -145,7 +142,8 @@ impl Frames {
         /// Classes 0 to 2 have at most this many free blocks.
         const AT_MOST: [u32; CLASSES - 1] = [31, 127, 383];
         let group = &self.groups[index];
-        let free: u32 = group.lanes_of(gib).iter().map(|lane| lane.whole.load(Ordering::SeqCst).count_ones()).sum();
+        let lanes = group.lanes_of(Place::of_gib(index, gib));
+        let free: u32 = lanes.map(|(_, lane)| lane.whole.load(Ordering::SeqCst).count_ones()).sum();
         let class = AT_MOST.iter().position(|&most| free <= most).unwrap_or(CLASSES - 1);
         for (nth, word) in group.class.iter().enumerate() {
             match (nth == class, has(word, gib)) {

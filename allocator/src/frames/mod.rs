@@ -9,28 +9,31 @@
 //! an epoch that makes "none left" honest (`moves`). A cut block is never glued together: once all its frames are back it
 //! is found through a hint, and whoever takes it as a whole takes its words.
 
+mod batch;
 mod claim;
+mod gibs;
 mod hints;
+mod hot;
 mod moves;
 mod outcome;
 mod place;
 mod prefer;
 mod put;
 mod seek;
+mod slab;
 mod store;
 mod survey;
 
 use std::ops::ControlFlow;
 
 use pageless_metadata::{Order, Pfn, PfnRange, RunSet};
-use smallvec::SmallVec;
 
 use moves::Moves;
 use outcome::first_outside;
 pub use outcome::{Buildable, PutError, TakeAtError};
-use place::{GROUP_LOG2, Level, Piece, Place, first_piece, pieces};
+use place::{GIB_LOG2, GROUP_LOG2, Piece, Place, each_piece_of_gibs, pieces};
 use prefer::Preferences;
-use store::{Group, Lane, Top, lanes_up_to};
+use store::{Group, Leaf, Spot, Top};
 
 use crate::sync::give_way;
 
@@ -81,14 +84,14 @@ impl Frames {
     }
 
     /// Takes one aligned block of `order`; none when no such block is free.
-    #[inline]
+    // Most callers know the size when they are compiled, and then little is left of this.
+    #[inline(always)]
     pub fn take(&self, order: Order) -> Option<Pfn> {
-        let found = match order {
+        match order {
             Order::BASE => self.take_frame(),
             Order::MIB2 => self.take_block(),
             _ => self.take_gib(),
-        };
-        found.map(|place| self.pfn(place))
+        }
     }
 
     /// Takes `frames` contiguous frames that start at a multiple of `align`. The run may cross GiBs. None when `frames` is 0
@@ -100,6 +103,11 @@ impl Frames {
         }
         if align.frames() == frames {
             return self.take(align).map(|start| PfnRange::block(start, align));
+        }
+        if frames.is_multiple_of(Order::GIB1.frames())
+            && let Some(start) = self.take_gibs(frames >> GIB_LOG2)
+        {
+            return self.run(start, start + frames);
         }
         let start = self.moves.settled(|| {
             let start = self.find_run(frames, align)?;
@@ -137,44 +145,21 @@ impl Frames {
     /// Puts taken frames back. They need not have been taken together. On [`PutError::AlreadyFree`] and
     /// [`PutError::Foreign`] nothing has changed; the error names the first frame that is free already, or, before that, the
     /// first outside the span.
-    #[inline]
+    // Most callers know the size when they are compiled, and then little is left of this.
+    #[inline(always)]
     pub fn put(&self, range: PfnRange) -> Result<(), PutError> {
         if !self.span.contains_range(range) {
             return Err(self.foreign(range));
         }
-        let (at, end) = (self.place(range.start()).0, self.place(range.end()).0);
-        if end - at == 1 {
-            return self.put_frame(Place(at)).map_err(|_| PutError::AlreadyFree { pfn: range.start() });
-        }
-        let whole = first_piece(at, end);
-        if at + whole.frames() == end {
-            // One word speaks for all of it: most runs are blocks.
-            let put = self.first_free(whole).map_or_else(|| self.publish(whole), Err);
-            return put.map_err(|place| PutError::AlreadyFree { pfn: self.pfn(place) });
-        }
-        self.put_pieces(at, end)
-    }
-
-    /// Puts single taken frames back, faster than one by one, in any order. A frame named twice is a double free. Errors as
-    /// for [`Frames::put`].
-    pub fn put_batch(&self, frames: &[Pfn]) -> Result<(), PutError> {
-        let mut sorted: SmallVec<[Pfn; 64]> = SmallVec::from_slice(frames);
-        if !sorted.is_sorted() {
-            sorted.sort_unstable();
-        }
-        if let Some(&pfn) = sorted.iter().find(|pfn| !self.span.contains(**pfn)) {
-            return Err(PutError::Foreign { pfn, span: self.span });
-        }
-        let twice = sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
-        let free = sorted.iter().copied().find(|&pfn| self.frame_is_free(pfn));
-        if let Some(pfn) = [twice, free].into_iter().flatten().min() {
-            return Err(PutError::AlreadyFree { pfn });
-        }
-        sorted.iter().enumerate().try_for_each(|(nth, &pfn)| match (self.put_frame(self.place(pfn)), nth) {
-            (Ok(()), _) => Ok(()),
-            (Err(_), 0) => Err(PutError::AlreadyFree { pfn }),
-            (Err(_), _) => Err(PutError::Raced { pfn, from: pfn }),
-        })
+        let (at, frames) = (self.place(range.start()), range.frames());
+        let aligned = |order: Order| frames == order.frames() && at.0.is_multiple_of(frames);
+        let put = match frames {
+            1 => self.put_frame(at),
+            _ if aligned(Order::MIB2) => self.put_block(at),
+            _ if aligned(Order::GIB1) => self.put_gib(at),
+            _ => return self.put_run(at.0, at.0 + frames),
+        };
+        put.map_err(|place| self.already_free(place))
     }
 
     /// Whether the frame is free; false outside the span.
@@ -239,29 +224,45 @@ impl Frames {
         self.audit()
     }
 
-    #[inline]
     fn frame_is_free(&self, pfn: Pfn) -> bool {
-        let at = self.place(pfn);
-        self.first_free(Piece { level: Level::Frames, start: at, mask: 1 << at.bit() }).is_some()
+        self.first_free(hot::frame(self.place(pfn))).is_some()
     }
 
-    fn put_pieces(&self, at: u64, end: u64) -> Result<(), PutError> {
-        if let Some(place) = pieces(at, end).find_map(|piece| self.first_free(piece)) {
-            return Err(PutError::AlreadyFree { pfn: self.pfn(place) });
+    #[inline(never)]
+    fn put_run(&self, at: u64, end: u64) -> Result<(), PutError> {
+        if (at | end).is_multiple_of(Order::GIB1.frames()) && self.gibs_are_taken(at, end) {
+            return self.publish_all(each_piece_of_gibs(at, end), at);
         }
-        pieces(at, end).try_for_each(|piece| {
+        if let Some(place) = pieces(at, end).find_map(|piece| self.first_free(piece)) {
+            return Err(self.already_free(place));
+        }
+        self.publish_all(pieces(at, end), at)
+    }
+
+    /// Sets the bits of all pieces of the run that starts at `at`.
+    #[inline]
+    fn publish_all(&self, mut pieces: impl Iterator<Item = Piece>, at: u64) -> Result<(), PutError> {
+        pieces.try_for_each(|piece| {
             self.publish(piece).map_err(|place| match piece.start.0 == at {
-                true => PutError::AlreadyFree { pfn: self.pfn(place) },
+                true => self.already_free(place),
                 false => self.raced(place, piece.start),
             })
         })
     }
 
     #[cold]
+    #[inline(never)]
+    fn already_free(&self, place: Place) -> PutError {
+        PutError::AlreadyFree { pfn: self.pfn(place) }
+    }
+
+    #[cold]
+    #[inline(never)]
     fn foreign(&self, range: PfnRange) -> PutError {
         PutError::Foreign { pfn: first_outside(self.span, range).unwrap_or(range.start()), span: self.span }
     }
 
+    #[cold]
     fn raced(&self, place: Place, from: Place) -> PutError {
         PutError::Raced { pfn: self.pfn(place), from: self.pfn(from) }
     }
@@ -273,7 +274,7 @@ impl Frames {
 
     #[inline]
     fn pfn(&self, place: Place) -> Pfn {
-        self.origin.add(place.0)
+        Pfn::new(self.origin.get() + place.0)
     }
 
     fn run(&self, start: u64, end: u64) -> Option<PfnRange> {
@@ -285,10 +286,27 @@ impl Frames {
         &self.tops[group / 64]
     }
 
-    /// A group's lanes, made if need be: all 512, or in the last group as many as the span has.
-    #[inline]
-    fn lanes(&self, group: usize) -> &[Lane] {
-        let lanes = self.groups[group].lanes();
-        lanes.unwrap_or_else(|| self.groups[group].lanes_or_new(lanes_up_to(self.place(self.span.end()), group)))
+    /// The lane around `at`, its words made if need be.
+    fn lane(&self, at: Place) -> Spot<'_> {
+        let group = &self.groups[at.group()];
+        group.lane(at).unwrap_or_else(|| {
+            group.make(self.frames_of_group(at));
+            self.lane(at)
+        })
+    }
+
+    /// The leaf around `at`, made if need be.
+    fn leaf(&self, at: Place) -> Leaf<'_> {
+        let group = &self.groups[at.group()];
+        group.leaf(at).unwrap_or_else(|| {
+            group.make(self.frames_of_group(at));
+            self.leaf(at)
+        })
+    }
+
+    /// Frames from the start of the group around `at` to its end, or the span's if that comes first: at most 2^24.
+    fn frames_of_group(&self, at: Place) -> u64 {
+        let start = (at.group() as u64) << GROUP_LOG2;
+        (self.place(self.span.end()).0 - start).min(1 << GROUP_LOG2)
     }
 }

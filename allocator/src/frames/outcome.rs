@@ -50,9 +50,10 @@ pub enum PutError {
         /// The frames that do belong to it.
         span: PfnRange,
     },
-    /// Somebody else put a frame while this call was putting it: a double free by two threads at once. The frames below
-    /// `from` have been put, `from` and those above have not.
-    #[error("{pfn} was put by two callers at once; frames below {from} have been put, the rest not")]
+    /// Somebody else put a frame while this call was putting it: a double free by two threads at once. The frames before
+    /// `from` have been put, `from` and those after it have not. A run is put in ascending order; of a batch of up to 64
+    /// frames, in the order in which they were named, of a larger one in ascending order.
+    #[error("{pfn} was put by two callers at once; the frames before {from} have been put, the rest not")]
     Raced {
         /// The first frame that both put.
         pfn: Pfn,

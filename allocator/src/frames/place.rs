@@ -6,8 +6,8 @@ use pageless_metadata::Order;
 pub(super) const LEAF_WORDS: usize = 8;
 /// Lanes (of 64 blocks, 128 MiB) in a GiB.
 pub(super) const GIB_LANES: usize = 8;
-/// Lanes in a group of 64 GiBs.
-pub(super) const GROUP_LANES: usize = 512;
+/// log2 of the frames in a GiB.
+pub(super) const GIB_LOG2: u32 = 18;
 /// log2 of the frames in a lane.
 pub(super) const LANE_LOG2: u32 = 15;
 /// log2 of the frames in a group.
@@ -28,13 +28,13 @@ impl Place {
     /// The GiB within its group.
     #[inline]
     pub(super) fn gib(self) -> u32 {
-        (self.0 >> 18) as u32 & 63
+        (self.0 >> GIB_LOG2) as u32 & 63
     }
 
     /// The lane within its group.
     #[inline]
-    pub(super) fn lane(self) -> usize {
-        (self.0 >> LANE_LOG2) as usize & (GROUP_LANES - 1)
+    pub(super) fn lane_of_group(self) -> usize {
+        (self.0 >> LANE_LOG2) as usize & (64 * GIB_LANES - 1)
     }
 
     /// The 2 MiB block within its lane.
@@ -49,6 +49,12 @@ impl Place {
         (self.0 >> 6) as usize & (LEAF_WORDS - 1)
     }
 
+    /// The leaf word within its group.
+    #[inline]
+    pub(super) fn leaf_word(self) -> usize {
+        (self.0 >> 6) as usize & ((1 << (GROUP_LOG2 - 6)) - 1)
+    }
+
     /// The bit within its word.
     #[inline]
     pub(super) fn bit(self) -> u32 {
@@ -57,13 +63,24 @@ impl Place {
 
     /// The first frame of the GiB with this number.
     pub(super) fn of_gib(group: usize, gib: u32) -> Self {
-        Self(((group as u64) << GROUP_LOG2) | (u64::from(gib) << 18))
+        Self(((group as u64) << GROUP_LOG2) | (u64::from(gib) << GIB_LOG2))
     }
 
-    /// The first frame of the 2 MiB block with this number.
+    /// The first frame of the block with this number in the lane that starts here.
     #[inline]
-    pub(super) fn of_block(group: usize, lane: usize, block: u32) -> Self {
-        Self(((group as u64) << GROUP_LOG2) | ((lane as u64) << LANE_LOG2) | (u64::from(block) << 9))
+    pub(super) fn block_of_lane(self, block: u32) -> Self {
+        Self(self.0 | (u64::from(block) << 9))
+    }
+
+    /// The first frames of the lanes of the GiB that starts here.
+    pub(super) fn lanes(self) -> impl Iterator<Item = Self> {
+        (0..GIB_LANES as u64).map(move |nth| Self(self.0 + (nth << LANE_LOG2)))
+    }
+
+    /// The first frame of the lane around this one.
+    #[inline]
+    pub(super) fn align_down_to_lane(self) -> Self {
+        Self(self.0 & !((1 << LANE_LOG2) - 1))
     }
 
     /// The first frame of the aligned block of `order` around this one.
@@ -160,12 +177,30 @@ pub(super) fn pieces(mut at: u64, end: u64) -> impl Iterator<Item = Piece> {
     })
 }
 
+/// [`pieces`] of a run of whole GiBs.
+#[inline]
+pub(super) fn each_piece_of_gibs(mut at: u64, end: u64) -> impl Iterator<Item = Piece> {
+    std::iter::from_fn(move || {
+        let start = Place(at);
+        let left = (at < end).then(|| (end - at) >> GIB_LOG2)?;
+        #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
+        let count = left.min(64 - u64::from(start.gib())) as u32;
+        at += u64::from(count) << GIB_LOG2;
+        Some(Piece { level: Level::Gibs, start, mask: ones(start.gib(), count) })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn pieces_cover_the_run_once_and_name_their_bits() {
+        let gibs = [(0, 1), (0, 64), (63, 65), (7, 300), (128, 192)].map(|(at, end)| (at << GIB_LOG2, end << GIB_LOG2));
+        for (at, end) in gibs {
+            let places = |piece: Piece| (piece.level, piece.start, piece.mask);
+            assert!(each_piece_of_gibs(at, end).map(places).eq(pieces(at, end).map(places)));
+        }
         for (at, end) in [(0, 1), (63, 65), (500, 1030), (511, (3 << 18) + 513), (62 << 18, 67 << 18), (1, (1 << 18) - 1)] {
             let mut next = at;
             for piece in pieces(at, end) {

@@ -1,20 +1,24 @@
 //! Which words a thread looks at first. A preference is not a possession: anyone may take from anyone's, and one that is
 //! out of date only costs a look.
 
+use pageless_metadata::Order;
+
+use super::place::{LANE_LOG2, Place};
+use super::slab::LINE_LANES;
 use crate::sync::{AtomicU64, Ordering, thread_number};
 
 /// Threads that can have a preference of their own; more share.
 const SLOTS: usize = 16;
-/// No preference.
-const NONE: u64 = u64::MAX;
+/// No preference: a place that no layer has.
+const NONE: u64 = !63;
 
 /// One thread's preferences, on a cache line pair of its own.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct Slot {
-    /// The leaf word, by number, that base frames come from.
+    /// The first frame of the leaf word that base frames come from.
     frames: AtomicU64,
-    /// The lane, by number, that 2 MiB blocks come from.
+    /// The first frame of the lane that 2 MiB blocks come from.
     blocks: AtomicU64,
 }
 
@@ -37,36 +41,43 @@ impl Preferences {
         self.0.iter().filter(move |slot| !std::ptr::eq(*slot, mine))
     }
 
-    /// Whether another thread takes base frames from the block with this number.
-    pub(super) fn others_want_block(&self, mine: &Slot, block: u64) -> bool {
-        self.others(mine).any(|slot| slot.frames.load(Ordering::Relaxed) >> 3 == block)
+    /// Whether another thread takes base frames from the block around `at`.
+    pub(super) fn others_want_block(&self, mine: &Slot, at: Place) -> bool {
+        let block = at.align_down(Order::MIB2);
+        self.others(mine).any(|slot| slot.frames_from().align_down(Order::MIB2) == block)
     }
 
-    /// Whether another thread takes blocks from the lane with this number.
-    pub(super) fn others_want_lane(&self, mine: &Slot, lane: u64) -> bool {
-        self.others(mine).any(|slot| slot.blocks.load(Ordering::Relaxed) == lane)
+    /// Whether another thread takes blocks from a lane on the cache line of the one that starts at `at`.
+    pub(super) fn others_want_lane(&self, mine: &Slot, at: Place) -> bool {
+        let line = |at: Place| at.0 >> LANE_LOG2 >> LINE_LANES.trailing_zeros();
+        self.others(mine).any(|slot| line(slot.blocks_from()) == line(at))
     }
 }
 
 impl Slot {
+    /// The first frame of the leaf word to look at first; outside any layer if there is none.
     #[inline]
-    pub(super) fn word(&self) -> Option<u64> {
-        Some(self.frames.load(Ordering::Relaxed)).filter(|&word| word != NONE)
+    pub(super) fn frames_from(&self) -> Place {
+        Place(self.frames.load(Ordering::Relaxed))
     }
 
+    /// Base frames shall come from the word around `at`.
     #[inline]
-    pub(super) fn prefer_word(&self, word: u64) {
-        if self.frames.load(Ordering::Relaxed) != word {
-            self.frames.store(word, Ordering::Relaxed);
+    pub(super) fn prefer_word(&self, at: Place) {
+        let start = at.0 & !63;
+        if self.frames.load(Ordering::Relaxed) != start {
+            self.frames.store(start, Ordering::Relaxed);
         }
     }
 
+    /// The first frame of the lane to look at first; outside any layer if there is none.
     #[inline]
-    pub(super) fn lane(&self) -> Option<u64> {
-        Some(self.blocks.load(Ordering::Relaxed)).filter(|&lane| lane != NONE)
+    pub(super) fn blocks_from(&self) -> Place {
+        Place(self.blocks.load(Ordering::Relaxed))
     }
 
-    pub(super) fn prefer_lane(&self, lane: u64) {
-        self.blocks.store(lane, Ordering::Relaxed);
+    /// Blocks shall come from the lane that starts at `at`.
+    pub(super) fn prefer_lane(&self, at: Place) {
+        self.blocks.store(at.0, Ordering::Relaxed);
     }
 }

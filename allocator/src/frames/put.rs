@@ -1,4 +1,4 @@
-//! Putting frames back: look whether all are taken, then set their bits.
+//! Putting runs back: look whether all frames are taken, then set their bits.
 
 use super::Frames;
 use super::place::{LEAF_WORDS, Level, Piece, Place, each_bit, ones, pieces};
@@ -6,23 +6,6 @@ use super::store::{has, set_clear};
 use crate::sync::Ordering;
 
 impl Frames {
-    /// Puts one taken frame; the frame again if it is free already.
-    #[inline]
-    pub(super) fn put_frame(&self, at: Place) -> Result<(), Place> {
-        let group = &self.groups[at.group()];
-        let lane = &self.lanes(at.group())[at.lane()];
-        if has(&group.whole, at.gib()) || has(&lane.whole, at.block()) {
-            return Err(at);
-        }
-        let word = &lane.leaf_or_new(at.block()).0[at.word()];
-        let now = set_clear(word, 1 << at.bit()).map_err(|_| at)?;
-        self.offer_frames(group, lane, at);
-        if now == !0 {
-            self.offer_full(group, lane, at);
-        }
-        Ok(())
-    }
-
     /// Sets the bits of a piece; the first frame whose bit was set, and then nothing of the piece is set.
     #[inline]
     pub(super) fn publish(&self, piece: Piece) -> Result<(), Place> {
@@ -34,17 +17,16 @@ impl Frames {
                 self.offer_gibs(at);
             }
             Level::Blocks => {
-                let lane = &self.lanes(at.group())[at.lane()];
+                let lane = self.lane(at);
                 let now = set_clear(&lane.whole, piece.mask).map_err(first)?;
-                self.offer_blocks(group, at, now);
+                self.offer_blocks(group, &lane.full, at, now);
             }
             Level::Frames => {
-                let lane = &self.lanes(at.group())[at.lane()];
-                let word = &lane.leaf_or_new(at.block()).0[at.word()];
-                let now = set_clear(word, piece.mask).map_err(first)?;
-                self.offer_frames(group, lane, at);
+                let lane = self.lane(at);
+                let now = set_clear(&self.leaf(at).0[at.word()], piece.mask).map_err(first)?;
+                self.offer_frames(group, &lane.some, at);
                 if now == !0 {
-                    self.offer_full(group, lane, at);
+                    self.offer_full(group, &lane.full, at);
                 }
             }
         }
@@ -61,7 +43,7 @@ impl Frames {
         if has(&group.whole, at.gib()) {
             return Some(at);
         }
-        let lane = group.lanes()?.get(at.lane())?;
+        let lane = group.lane(at)?;
         if piece.level == Level::Frames {
             if has(&lane.whole, at.block()) {
                 return Some(at);
@@ -93,10 +75,7 @@ impl Frames {
             if whole >> bit & 1 == 1 {
                 return Some(start);
             }
-            (0..super::place::GIB_LANES as u64).find_map(|nth| {
-                let start = Place(start.0 + (nth << super::place::LANE_LOG2));
-                self.first_free(Piece { level: Level::Blocks, start, mask: !0 })
-            })
+            start.lanes().find_map(|start| self.first_free(Piece { level: Level::Blocks, start, mask: !0 }))
         })
     }
 
@@ -107,7 +86,7 @@ impl Frames {
 
     fn first_taken_of(&self, piece: Piece) -> Option<Place> {
         let (at, group) = (piece.start, &self.groups[piece.start.group()]);
-        let lane = || group.lanes().and_then(|lanes| lanes.get(at.lane()));
+        let lane = || group.lane(at);
         let whole = group.whole.load(Ordering::SeqCst);
         if piece.level != Level::Gibs && whole >> at.gib() & 1 == 1 {
             return None;

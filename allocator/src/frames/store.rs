@@ -4,15 +4,16 @@
 //! [`Lane::whole`], or its own in its [`Leaf`]. Never two of them. Everything else here is a hint: it may be set for nothing,
 //! and it is never clear for something, except while a move is under way.
 
-use std::sync::OnceLock;
+use pageless_metadata::Order;
 
-use super::place::{GIB_LANES, GROUP_LANES, LEAF_WORDS, Place};
-use crate::sync::{AtomicU64, Ordering};
+use super::place::{GIB_LANES, LEAF_WORDS, Place};
+use super::slab::{Lane, Slab};
+use crate::sync::{AtomicU64, Late, Ordering};
 
 /// Fullness classes of opened GiBs; the last one is the emptiest and has no word of its own.
 pub(super) const CLASSES: usize = 4;
 
-/// 64 GiBs. Two cache lines; the first holds everything that decides where to look.
+/// 64 GiBs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct Group {
@@ -26,47 +27,54 @@ pub(super) struct Group {
     pub(super) some: AtomicU64,
     /// GiBs by fullness, fullest first. A GiB in none of them is in the last class.
     pub(super) class: [AtomicU64; CLASSES - 1],
-    /// Made when the first of the 64 GiBs is cut, and kept.
-    lanes: OnceLock<Box<[Lane]>>,
+    /// Made when the first of the 64 GiBs is cut, and kept. Of its memory only what belongs to cut GiBs and blocks is touched.
+    cut: Late<Slab>,
 }
 
-/// 64 blocks of 2 MiB: one cache line, so that two threads can work in one GiB without meeting.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub(super) struct Lane {
-    /// Truth: blocks that are free and uncut.
-    pub(super) whole: AtomicU64,
-    /// Hint: blocks whose leaf may have a free frame.
-    pub(super) some: AtomicU64,
-    /// Hint: blocks whose leaf may be all free.
-    pub(super) full: AtomicU64,
-    /// Made when the first of the 64 blocks is cut, and kept: 4 KiB, so at most 32 MiB per TiB.
-    leaves: OnceLock<Box<[Leaf; 64]>>,
+/// A lane and its leaves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spot<'a> {
+    lane: &'a Lane,
+    slab: &'a Slab,
+    /// The lane's first frame.
+    start: Place,
 }
 
 /// One 2 MiB block, a bit per frame: truth. All zero while the block is uncut, or taken.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub(super) struct Leaf(pub(super) [AtomicU64; LEAF_WORDS]);
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leaf<'a>(pub(super) &'a [AtomicU64; LEAF_WORDS]);
 
 impl Group {
-    /// The lanes, if a GiB was ever cut here.
+    /// The words of the cut GiBs, if a GiB was ever cut here.
     #[inline]
-    pub(super) fn lanes(&self) -> Option<&[Lane]> {
-        self.lanes.get().map(|lanes| &**lanes)
+    pub(super) fn cut(&self) -> Option<&Slab> {
+        self.cut.get()
     }
 
-    /// The lanes, made if need be; `count` of them.
+    /// Makes the words for cut GiBs, if they are not there, for the first `frames` frames of the group.
     #[cold]
-    pub(super) fn lanes_or_new(&self, count: usize) -> &[Lane] {
-        self.lanes.get_or_init(|| (0..count.min(GROUP_LANES)).map(|_| Lane::default()).collect())
+    pub(super) fn make(&self, frames: u64) {
+        #[allow(clippy::cast_possible_truncation, reason = "at most 2^24, the frames of a group")]
+        let up_to = |order: Order| frames.div_ceil(order.frames()) as usize;
+        self.cut.get_or_init(|| Slab::new(up_to(Order::GIB1), up_to(Order::MIB2)));
     }
 
-    /// The lanes of one GiB; fewer than eight where the span ends.
-    pub(super) fn lanes_of(&self, gib: u32) -> &[Lane] {
-        let from = gib as usize * GIB_LANES;
-        let lanes = self.lanes().unwrap_or(&[]);
-        lanes.get(from..(from + GIB_LANES).min(lanes.len())).unwrap_or(&[])
+    /// The leaf around `at`, if a GiB was ever cut here.
+    #[inline]
+    pub(super) fn leaf(&self, at: Place) -> Option<Leaf<'_>> {
+        self.cut()?.leaf(at).map(Leaf)
+    }
+
+    /// The lane around `at`, if a GiB was ever cut here.
+    #[inline]
+    pub(super) fn lane(&self, at: Place) -> Option<Spot<'_>> {
+        let slab = self.cut()?;
+        Some(Spot { lane: slab.lane(at)?, slab, start: at.align_down_to_lane() })
+    }
+
+    /// The lanes of the GiB that starts at `at`, ascending, each with its first frame; none if it was never cut.
+    pub(super) fn lanes_of(&self, at: Place) -> impl Iterator<Item = (Place, Spot<'_>)> {
+        at.lanes().filter_map(|start| Some((start, self.lane(start)?)))
     }
 
     /// GiBs of this fullness class.
@@ -77,36 +85,31 @@ impl Group {
         }
     }
 
-    /// Whether every block of the GiB may be free, by the lanes' words and hints.
-    pub(super) fn may_be_full(&self, gib: u32) -> bool {
-        let lanes = self.lanes_of(gib);
-        lanes.len() == GIB_LANES && lanes.iter().all(|lane| lane.may_have_blocks() == !0)
+    /// Whether every block of the GiB that starts at `at` may be free, by the lanes' words and hints.
+    pub(super) fn may_be_full(&self, at: Place) -> bool {
+        let lanes = self.lanes_of(at).take_while(|(_, lane)| lane.may_have_blocks() == !0);
+        lanes.count() == GIB_LANES
     }
 
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        let lanes = self.lanes().unwrap_or(&[]);
-        let leaves = lanes.iter().filter(|lane| lane.leaves.get().is_some()).count();
-        size_of_val(lanes) + leaves * size_of::<[Leaf; 64]>()
+        self.cut().map_or(0, Slab::bytes)
     }
 }
 
-impl Lane {
+impl std::ops::Deref for Spot<'_> {
+    type Target = Lane;
+
+    fn deref(&self) -> &Lane {
+        self.lane
+    }
+}
+
+impl<'a> Spot<'a> {
     /// The block's leaf, if one was ever made near it.
     #[inline]
-    pub(super) fn leaf(&self, block: u32) -> Option<&Leaf> {
-        self.leaves.get().map(|leaves| &leaves[block as usize & 63])
-    }
-
-    /// The block's leaf, made if need be.
-    #[inline]
-    pub(super) fn leaf_or_new(&self, block: u32) -> &Leaf {
-        self.leaf(block).unwrap_or_else(|| self.new_leaf(block))
-    }
-
-    #[cold]
-    fn new_leaf(&self, block: u32) -> &Leaf {
-        &self.leaves.get_or_init(|| Box::new(std::array::from_fn(|_| Leaf::default())))[block as usize & 63]
+    pub(super) fn leaf(&self, block: u32) -> Option<Leaf<'a>> {
+        self.slab.leaf(self.start.block_of_lane(block)).map(Leaf)
     }
 
     /// The blocks that may be free, uncut or whole again.
@@ -120,19 +123,19 @@ impl Lane {
     }
 }
 
-impl Leaf {
+impl Leaf<'_> {
     #[inline]
-    pub(super) fn is_full(&self) -> bool {
+    pub(super) fn is_full(self) -> bool {
         self.0.iter().all(|word| word.load(Ordering::SeqCst) == !0)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(self) -> bool {
         self.0.iter().all(|word| word.load(Ordering::SeqCst) == 0)
     }
 
     /// Takes one frame, looking at word `first` first; the word and the bit it came from.
     #[inline]
-    pub(super) fn take_one(&self, first: usize) -> Option<(usize, u32)> {
+    pub(super) fn take_one(self, first: usize) -> Option<(usize, u32)> {
         (0..LEAF_WORDS).find_map(|nth| {
             let word = (first + nth) & (LEAF_WORDS - 1);
             take_lowest(&self.0[word]).map(|bit| (word, bit))
@@ -233,14 +236,4 @@ pub(super) fn hint(word: &AtomicU64, bit: u32) {
 /// Clears a hint's bit.
 pub(super) fn unhint(word: &AtomicU64, bit: u32) {
     word.fetch_and(!(1 << bit), Ordering::SeqCst);
-}
-
-/// The lane number of a GiB's `nth` lane in its group.
-pub(super) fn lane_of_gib(gib: u32, nth: usize) -> usize {
-    gib as usize * GIB_LANES + nth
-}
-
-/// How many lanes a group needs when its frames end at `end`.
-pub(super) fn lanes_up_to(end: Place, group: usize) -> usize {
-    if end.group() > group { GROUP_LANES } else { Place(end.0.wrapping_sub(1)).lane() + 1 }
 }

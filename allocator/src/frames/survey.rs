@@ -7,7 +7,7 @@ use pageless_metadata::{Order, PfnRange};
 use super::Frames;
 use super::hints::top_bit;
 use super::place::{Place, each_bit};
-use super::store::{Group, Lane, Supply, has, lane_of_gib};
+use super::store::{Group, Spot, Supply, has};
 use crate::sync::Ordering;
 
 /// Told a free run by its first frame and the frame after its last, counted as [`Place`] counts.
@@ -42,8 +42,8 @@ impl Frames {
         let group = &self.groups[index];
         let start = Place::of_gib(index, gib).0;
         if group.whole.load(Ordering::SeqCst) >> gib & 1 == 0 {
-            for (nth, lane) in group.lanes_of(gib).iter().enumerate() {
-                each_part_of_lane(lane, Place::of_block(index, lane_of_gib(gib, nth), 0).0, see)?;
+            for (start, lane) in group.lanes_of(Place(start)) {
+                each_part_of_lane(lane, start.0, see)?;
             }
         } else if uncut {
             see(start, start + Order::GIB1.frames())?;
@@ -86,31 +86,6 @@ impl Frames {
         found
     }
 
-    /// The first run of `count` whole GiBs.
-    fn find_gibs(&self, count: u64) -> Option<u64> {
-        let (mut start, mut end) = (0, 0);
-        for (index, group) in self.groups.iter().enumerate() {
-            let mut word = group.whole.load(Ordering::SeqCst);
-            let first = index as u64 * 64;
-            let mut at = 0;
-            while word != 0 {
-                let skip = word.trailing_zeros();
-                let ones = (word >> skip).trailing_ones();
-                at += skip;
-                if end != first + u64::from(at) {
-                    start = first + u64::from(at);
-                }
-                at += ones;
-                end = first + u64::from(at);
-                if end - start >= count {
-                    return Some(start * Order::GIB1.frames());
-                }
-                word = if skip + ones >= 64 { 0 } else { word >> skip >> ones };
-            }
-        }
-        None
-    }
-
     /// See [`Frames::check`].
     pub(super) fn audit(&self) -> Result<(), String> {
         if !self.moves.idle() {
@@ -141,11 +116,11 @@ impl Frames {
 
     fn audit_gib(&self, index: usize, group: &Group, gib: u32) -> Result<(), String> {
         let name = || self.range_of(Place::of_gib(index, gib), Order::GIB1);
-        for (nth, lane) in group.lanes_of(gib).iter().enumerate() {
+        for (start, lane) in group.lanes_of(Place::of_gib(index, gib)) {
             let whole = lane.whole.load(Ordering::SeqCst);
             claims(whole == 0 || has(&group.blocks, gib), || format!("{} hides whole blocks", name()))?;
             for block in 0..64 {
-                let at = Place::of_block(index, lane_of_gib(gib, nth), block);
+                let at = start.block_of_lane(block);
                 let some = lane.leaf(block).is_some_and(|leaf| !leaf.is_empty());
                 let uncut = whole >> block & 1 == 1;
                 let block_name = || self.range_of(at, Order::MIB2);
@@ -157,7 +132,9 @@ impl Frames {
                 claims(!lane.leaf_is_full(block) || told, || format!("{} hides that it is whole again", block_name()))?;
             }
         }
-        claims(!group.may_be_full(gib) || has(&group.full, gib), || format!("{} hides that it is whole again", name()))
+        claims(!group.may_be_full(Place::of_gib(index, gib)) || has(&group.full, gib), || {
+            format!("{} hides that it is whole again", name())
+        })
     }
 
     fn range_of(&self, at: Place, order: Order) -> PfnRange {
@@ -169,7 +146,7 @@ fn claims(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String>
     if holds { Ok(()) } else { Err(otherwise()) }
 }
 
-fn each_part_of_lane(lane: &Lane, start: u64, see: See<'_>) -> ControlFlow<()> {
+fn each_part_of_lane(lane: Spot<'_>, start: u64, see: See<'_>) -> ControlFlow<()> {
     let whole = lane.whole.load(Ordering::SeqCst);
     if whole == !0 {
         return see(start, start + 64 * Order::MIB2.frames());
