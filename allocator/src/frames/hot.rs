@@ -84,7 +84,7 @@ impl Frames {
     }
 
     /// Puts a frame of the span; tells it if it is free already.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put_frame(&self, at: Place) -> Result<(), Place> {
         let group = &self.groups[at.group()];
         let Some(slab) = group.cut() else { return self.put_piece(frame(at)) };
@@ -94,16 +94,18 @@ impl Frames {
             return Err(at);
         }
         let Ok(now) = set_clear(word, 1 << at.bit()) else { return Err(at) };
-        let told = has(&lane.some, at.block()) && has(&group.some, at.gib());
-        let full_told = || has(&lane.full, at.block()) && has(&group.blocks, at.gib()) && has(&group.full, at.gib());
-        if !told || (now == !0 && !full_told()) {
-            return self.tell_frames(at, now);
+        // Not in closures, which the compiler leaves out of line.
+        if has(&lane.some, at.block())
+            && has(&group.some, at.gib())
+            && (now != !0 || (has(&lane.full, at.block()) && has(&group.blocks, at.gib()) && has(&group.full, at.gib())))
+        {
+            return Ok(());
         }
-        Ok(())
+        self.tell_frames(at, now)
     }
 
     /// Puts a block of 2 MiB of the span; tells its first free frame if there is one.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put_block(&self, at: Place) -> Result<(), Place> {
         let group = &self.groups[at.group()];
         let piece = Piece { level: Level::Blocks, start: at, mask: 1 << at.block() };
@@ -115,15 +117,14 @@ impl Frames {
         }
         let Ok(now) = set_clear(&lane.whole, piece.mask) else { return Err(at) };
         // If the GiB is said to be free as a whole, there is nothing to add; else that may be the case now.
-        let completes = || !has(&group.full, at.gib()) && now | lane.full.load(Ordering::SeqCst) == !0;
-        if !has(&group.blocks, at.gib()) || completes() {
-            return self.tell_blocks(at, now);
+        if has(&group.blocks, at.gib()) && (has(&group.full, at.gib()) || now | lane.full.load(Ordering::SeqCst) != !0) {
+            return Ok(());
         }
-        Ok(())
+        self.tell_blocks(at, now)
     }
 
     /// Puts a GiB of the span; tells its first free frame if there is one.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put_gib(&self, at: Place) -> Result<(), Place> {
         let group = &self.groups[at.group()];
         // A GiB that was ever cut may have free frames or blocks.
