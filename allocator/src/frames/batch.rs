@@ -7,8 +7,9 @@ use pageless_metadata::Pfn;
 use smallvec::SmallVec;
 
 use super::Frames;
-use super::hot::frame;
+use super::hot::one;
 use super::outcome::PutError;
+use super::place::Level;
 use crate::sync::Ordering;
 
 /// Frames that are looked at together. More would push each other out of the first cache before they are put.
@@ -93,7 +94,7 @@ impl Frames {
             return Err(PutError::Foreign { pfn, span: self.span });
         }
         let twice = sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
-        let free = sorted.iter().copied().find(|&pfn| self.first_free(frame(self.place(pfn))).is_some());
+        let free = sorted.iter().copied().find(|&pfn| self.first_free(one(Level::Frames, self.place(pfn))).is_some());
         if let Some(pfn) = [twice, free].into_iter().flatten().min() {
             return Err(PutError::AlreadyFree { pfn });
         }
