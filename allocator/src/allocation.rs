@@ -4,12 +4,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use pageless_metadata::{AllocationId, FRAME_BYTES, Order, Pfn, PfnRange, Shareability};
+use pageless_metadata::{AllocationId, FRAME_BYTES, Order, Pfn, PfnRange, Shareability, Span};
 
 use crate::extents::{Extent, Runs};
 use crate::outcome::{Refused, checked_block, checked_range};
 use crate::ownership::Ownership;
 use crate::pool::Inner;
+use crate::record::{Piece, Record};
+use crate::whole_gibs::WholeGib;
 
 /// What one owner got: the only handle through which its frames can be used. Dropping it releases them.
 ///
@@ -51,7 +53,16 @@ impl Allocation {
     }
 
     /// Who may reach the frame behind an offset.
+    #[inline]
     pub fn shareability(&self, offset: u64) -> Result<Shareability, Refused> {
+        let summary = self.whole_gib(offset).map(|(_, record)| record.summary());
+        match summary.and_then(|summary| summary.shareability(self.owned.id)) {
+            Some(shareability) => Ok(shareability),
+            None => self.look_up_shareability(offset),
+        }
+    }
+
+    fn look_up_shareability(&self, offset: u64) -> Result<Shareability, Refused> {
         let pfn = self.frame(offset)?;
         let piece = self.pool.records.pieces(PfnRange::single(pfn)).next().ok_or(Refused::NotOwner { offset })?;
         Ok(self.pool.records.record(piece.record).lock().shareability(pfn.in_gib()))
@@ -59,7 +70,15 @@ impl Allocation {
 
     /// The largest leaf that may map the byte at `offset` now, for a guest whose memory begins at an address aligned to that
     /// leaf: sound, uniform, unheld, contiguous, equally aligned in guest and pool, and not demoted.
+    #[inline]
     pub fn max_mapping_order(&self, offset: u64) -> Result<Order, crate::Blocked> {
+        match self.whole_gib(offset) {
+            Some((_, record)) if record.summary().is_one_leaf(self.owned.id) => Ok(Order::GIB1),
+            _ => self.largest_leaf(offset),
+        }
+    }
+
+    fn largest_leaf(&self, offset: u64) -> Result<Order, crate::Blocked> {
         let start = offset - offset % FRAME_BYTES;
         let run = self.run_at(start)?;
         let pfn = run.frames.start();
@@ -78,6 +97,36 @@ impl Allocation {
         Ok(sizes.into_iter().find(|size| self.block_run(start, *size).is_some()).unwrap_or(Order::BASE))
     }
 
+    /// The record of the GiB around `offset`, in bytes, if guest and pool have it whole: one look, no search.
+    #[inline]
+    pub(crate) fn whole_gib(&self, offset: u64) -> Option<(WholeGib, &Record)> {
+        let gib = self.owned.gibs.get(usize::try_from(offset / Order::GIB1.bytes()).ok()?)?;
+        let record = self.pool.records.get(gib.record())?;
+        (self.owned.extents.generation() == 0).then_some((*gib, record))
+    }
+
+    /// The run and the piece behind `range`, if there is one of each, and the record: the usual case. The range need not have
+    /// been checked: a bad one has none.
+    #[inline]
+    pub(crate) fn sole_piece(&self, range: &Range<u64>) -> Option<(Extent, Piece, &Record)> {
+        // An end before the start makes a length that no GiB has.
+        let span = Span::of_bytes(range.start % Order::GIB1.bytes(), range.end.wrapping_sub(range.start));
+        match (self.whole_gib(range.start), span) {
+            (Some((gib, record)), Some(span)) => {
+                let frames = gib.part(span)?;
+                Some((Extent { offset: range.start, frames }, Piece { record: gib.record(), span, frames }, record))
+            }
+            _ => self.searched_piece(range),
+        }
+    }
+
+    #[cold]
+    fn searched_piece(&self, range: &Range<u64>) -> Option<(Extent, Piece, &Record)> {
+        let run = self.owned.extents.single(range)?;
+        let piece = self.pool.records.single(run.frames)?;
+        Some((run, piece, self.pool.records.record(piece.record)))
+    }
+
     /// The runs behind `range`, after checking it.
     pub(crate) fn runs(&self, range: &Range<u64>) -> Result<Runs, Refused> {
         checked_range(range, self.owned.bytes, FRAME_BYTES)?;
@@ -90,7 +139,7 @@ impl Allocation {
         self.runs(&frame)?.first().copied().ok_or(Refused::NotOwner { offset })
     }
 
-    pub(crate) fn piece(&self, run: Extent) -> Result<crate::record::Piece, Refused> {
+    pub(crate) fn piece(&self, run: Extent) -> Result<Piece, Refused> {
         self.pool.records.pieces(run.frames).next().ok_or(Refused::NotOwner { offset: run.offset })
     }
 

@@ -7,6 +7,7 @@ use pageless_metadata::{Intent, RunSet};
 use crate::allocation::Allocation;
 use crate::asking::Losses;
 use crate::extents::{Extent, Runs};
+use crate::ledger::Entry;
 use crate::mapping::Mapping;
 use crate::operation::{Begun, OpenOperation, Partition};
 use crate::outcome::{Blocked, Refused};
@@ -75,12 +76,19 @@ impl Allocation {
         if name.is_empty() {
             return Err(Refused::NoName { what: "mapping" });
         }
+        if self.owned.answer(name, &mapping) {
+            return Ok(());
+        }
         let _editing = self.owned.editing.lock();
         let mut mappings = Mappings::clone(&self.owned.mappings.load());
         if mappings.iter().any(|attached| attached.is_attached() && &*attached.name == name) {
             return Err(Refused::NameTaken { name: name.to_owned() });
         }
-        mappings.push(Attached { name: name.into(), mapping, retired: None });
+        // Durable before it can map anything: after a crash somebody must answer for it.
+        let entry = || Entry::Attached { allocation: self.owned.id, mapping: name.into() };
+        let undo = || Entry::Detached { allocation: self.owned.id, mapping: name.into() };
+        self.pool.commit_entries(|| vec![entry()]).inspect_err(|_| self.pool.submit_entry(undo))?;
+        mappings.push(Attached { name: name.into(), mapping, retired: None, unanswered: false });
         self.owned.mappings.store(Arc::new(mappings));
         Ok(())
     }
@@ -149,6 +157,7 @@ impl Allocation {
         let Some(at) = mappings.iter().position(|attached| attached.is_the_same(gone)) else { return false };
         if rest.is_empty() {
             mappings.remove(at);
+            self.pool.submit_entry(|| Entry::Detached { allocation: self.owned.id, mapping: Arc::clone(&gone.name) });
         } else {
             mappings[at].retired = Some(rest.clone());
             // The name is free for another; the old one keeps it only as a label in causes.

@@ -19,6 +19,12 @@ pub trait Backing: Send + Sync {
     /// What the frame numbers mean.
     fn identity(&self) -> Identity;
 
+    /// Names the very memory behind the frames, so that a ledger can tell whether it is still the same: two backings with one
+    /// name are the same memory. None where nobody knows; a ledger then takes it to be the same, and keeps every mark.
+    fn instance(&self) -> Option<Cow<'static, str>> {
+        None
+    }
+
     /// The frames there are, by NUMA node: ascending, disjoint, at least one.
     fn nodes(&self) -> Vec<NodeFrames>;
 

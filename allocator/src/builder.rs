@@ -1,10 +1,12 @@
 //! Building a pool: the backing's frames are checked, and every one of them starts free.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use pageless_metadata::PfnRange;
 
 use crate::backing::{Backing, NodeFrames};
+use crate::ledger::{self, Keeping, Ledger, LedgerError, PoolFacts};
 use crate::pool::{Inner, Policy, Pool};
 use crate::record::Records;
 use crate::withdrawal::RetryPolicy;
@@ -14,6 +16,8 @@ use crate::withdrawal::RetryPolicy;
 pub struct PoolBuilder {
     backing: Option<Arc<dyn Backing>>,
     policy: Policy,
+    ledger: Option<Arc<dyn Ledger>>,
+    owners_return: bool,
 }
 
 /// Why a pool could not be built.
@@ -44,6 +48,9 @@ pub enum BuildError {
         /// The number.
         node: u32,
     },
+    /// The ledger could not be opened.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
 }
 
 impl PoolBuilder {
@@ -74,12 +81,34 @@ impl PoolBuilder {
         self
     }
 
-    /// Builds the pool: every frame of the backing is free.
+    /// Where the pool records what must outlive it. Without one, everything is lost with the process.
+    #[must_use]
+    pub fn ledger(mut self, ledger: Arc<dyn Ledger>) -> Self {
+        self.ledger = Some(ledger);
+        self
+    }
+
+    /// Owners of an earlier life of the pool may live, and come back with their tokens ([`Pool::reattach`]). Otherwise they
+    /// count as dead, and what they had is released at once.
+    #[must_use]
+    pub fn owners_may_return(mut self) -> Self {
+        self.owners_return = true;
+        self
+    }
+
+    /// Builds the pool: every frame of the backing is free, but for what the ledger says.
     pub fn build(self) -> Result<Pool, BuildError> {
         let backing = self.backing.ok_or(BuildError::NoBacking)?;
         let nodes = backing.nodes();
         check(&nodes)?;
-        Ok(Pool(Arc::new(Inner::new(Records::new(&nodes), backing, self.policy))))
+        let mut inner = Inner::new(Records::new(&nodes), backing, self.policy);
+        if let Some(ledger) = self.ledger {
+            let instance = inner.backing.instance().map(Cow::into_owned);
+            let book = ledger.open(&PoolFacts { nodes, identity: inner.backing.identity(), instance })?;
+            inner.keeping = Some(Keeping::new(ledger));
+            ledger::restore(&inner, book, self.owners_return)?;
+        }
+        Ok(Pool(Arc::new(inner)))
     }
 }
 

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use pageless_metadata::{FRAME_BYTES, Intent, RunSet};
-use smallvec::smallvec;
 
 use crate::allocation::Allocation;
 use crate::asking::Losses;
+use crate::at_once::{AtOnce, Snag, Stage};
 use crate::extents::Extent;
 use crate::mapping::Stuck;
 use crate::operation::{Begun, OpenOperation, Partition};
@@ -50,7 +50,18 @@ impl Allocation {
         self.convert(&range, Intent::Unshare)
     }
 
+    // Always: see `convert_at_once`.
+    #[inline(always)]
     fn convert(&self, range: &Range<u64>, intent: Intent) -> Result<Converted, Convert> {
+        match self.convert_at_once(range, intent) {
+            AtOnce::Done(run) => Ok(Converted { frames: run.frames.into(), changed: true }),
+            AtOnce::Look => self.convert_looking(range, intent),
+            AtOnce::Snag(snag) => Self::go_on_after(snag),
+        }
+    }
+
+    #[cold]
+    fn convert_looking(&self, range: &Range<u64>, intent: Intent) -> Result<Converted, Convert> {
         loop {
             let generation = self.owned.extents.generation();
             match self.convert_as_mapped(range, intent) {
@@ -62,9 +73,6 @@ impl Allocation {
     }
 
     fn convert_as_mapped(&self, range: &Range<u64>, intent: Intent) -> Result<Converted, Convert> {
-        if let Some(result) = self.convert_at_once(range, intent) {
-            return result;
-        }
         let mut operation = match OpenOperation::begin(&self.pool, &self.owned, self.runs(range)?, intent)? {
             Begun::AlreadySo(runs) => {
                 return Ok(Converted { frames: runs.iter().map(|run| run.frames).collect(), changed: false });
@@ -77,40 +85,18 @@ impl Allocation {
         go_on(operation, 0, None, &mappings)
     }
 
-    /// The usual conversion, without lists: one run in one GiB, nothing in its way, and every mapping proves it. None, and
-    /// nothing done, where the general way must look closer; where something comes up later, the general way goes on.
-    fn convert_at_once(&self, range: &Range<u64>, intent: Intent) -> Option<Result<Converted, Convert>> {
-        let run = self.owned.extents.single(range)?;
-        let piece = self.pool.records.single(run.frames)?;
-        let record = self.pool.records.record(piece.record);
-        let swept = self.pool.swept();
-        let id = record.lock().begin_at_once(piece.span, self.owned.id, intent, piece.record as u64)?;
-        let mut operation = OpenOperation::adopt(&self.pool, &self.owned, id, smallvec![run], intent, swept);
-        let mappings = self.owned.mappings.load();
-        if let Err(blocked) = operation.prepare(&mappings) {
-            return Some(Err(blocked.into()));
-        }
-        let op = operation.describe(run);
-        for (nth, attached) in mappings.iter().enumerate() {
-            if !attached.is_attached() {
-                return Some(go_on(operation, nth, None, &mappings));
+    /// Ends a conversion that did not end at once.
+    #[cold]
+    fn go_on_after(snag: Box<Snag<'_>>) -> Result<Converted, Convert> {
+        let Snag { mut operation, stage, mappings } = *snag;
+        match stage {
+            Stage::Preparing { nth, mut refusal } => {
+                operation.prepare_from(nth, &mut refusal, &mappings)?;
+                go_on(operation, 0, None, &mappings)
             }
-            let proof = operation.still_marked(run.frames).and_then(|()| attached.mapping.invalidate(&op, run.frames));
-            if let Err(stuck) = proof {
-                return Some(go_on(operation, nth, Some(stuck), &mappings));
-            }
+            Stage::Invalidating { nth, stuck } => go_on(operation, nth, stuck, &mappings),
+            Stage::Proven => ended(operation.finish(Losses::default())),
         }
-        if operation.scrubs()
-            && let Err(stuck) = operation.still_marked(run.frames).and_then(|()| self.pool.backing.scrub(&op, run.frames))
-        {
-            return Some(go_on(operation, mappings.len(), Some(stuck), &mappings));
-        }
-        if record.lock().flip(id, piece.span, intent) {
-            operation.close();
-            return Some(Ok(Converted { frames: run.frames.into(), changed: true }));
-        }
-        // Something came up meanwhile: poison, or the owner's death. Everything is proven, so only the end is left.
-        Some(ended(operation.finish(Losses::default())))
     }
 
     /// Runs a verb on the block at an offset again when its frame was replaced under it.

@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use pageless_metadata::{FRAME_BYTES, Pfn, PfnRange};
+use pageless_metadata::{FRAME_BYTES, Order, Pfn, PfnRange};
 use smallvec::{SmallVec, smallvec};
 
 use crate::sync::{AtomicU64, Ordering, RwLock};
@@ -33,11 +33,26 @@ impl Extent {
         self.offset + (pfn.get() - self.frames.start().get()) * FRAME_BYTES
     }
 
+    /// The two as one, if `next` continues this both in the pool and in the allocation.
+    #[must_use]
+    pub fn joined(self, next: Self) -> Option<Self> {
+        let touch = self.frames.end() == next.frames.start() && self.end() == next.offset;
+        touch.then(|| Self { offset: self.offset, frames: self.frames.hull(next.frames) })
+    }
+
     /// The part of it that `frames` covers.
     #[must_use]
     pub fn clipped(self, frames: PfnRange) -> Option<Self> {
         let part = self.frames.intersect(frames)?;
         Some(Self { offset: self.offset_of(part.start()), frames: part })
+    }
+
+    /// The block of `order` that begins at `offset`, bytes of the allocation, if the extent has all of it and it is aligned alike
+    /// in the allocation and in the pool.
+    pub(crate) fn block_at(self, offset: u64, order: Order) -> Option<PfnRange> {
+        let run = self.within(&(offset..offset.checked_add(order.bytes())?))?;
+        let aligned = offset.is_multiple_of(order.bytes()) && run.frames.start().is_aligned(order);
+        (aligned && run.offset == offset && run.frames.frames() == order.frames()).then_some(run.frames)
     }
 
     /// The part of it that lies in `range`, bytes of the allocation, aligned to frames.
@@ -50,6 +65,14 @@ impl Extent {
 
 /// Runs of one verb; one in the usual case.
 pub(crate) type Runs = SmallVec<[Extent; 1]>;
+
+/// Adds a run; one that continues the last is joined to it.
+pub(crate) fn push_joined(runs: &mut Runs, run: Extent) {
+    match runs.last_mut().and_then(|last| Some((last.joined(run)?, last))) {
+        Some((joined, last)) => *last = joined,
+        None => runs.push(run),
+    }
+}
 
 /// The extents of an allocation.
 #[derive(Debug)]
@@ -66,6 +89,7 @@ impl Extents {
     }
 
     /// How often frames have been replaced. A verb that found its frames released asks whether they were replaced meanwhile.
+    #[inline]
     pub(crate) fn generation(&self) -> u64 {
         // Acquire: whoever sees a replacement sees its extents.
         self.replaced.load(Ordering::Acquire)
@@ -112,11 +136,7 @@ impl Extents {
     /// frame is behind two offsets.
     pub(crate) fn replace(&self, offset: u64, frame: Pfn) {
         let mut list = self.with(<[Extent]>::to_vec);
-        let Some(lost) = list.iter().find_map(|extent| extent.within(&(offset..offset + FRAME_BYTES))) else { return };
-        if let Some(before) = self.find(frame) {
-            place(&mut list, before.offset_of(frame), lost.frames.start());
-        }
-        place(&mut list, offset, frame);
+        put_in_place(&mut list, offset, frame);
         *self.current.write() = list.into();
         // Release: pairs with the load in `generation`.
         self.replaced.fetch_add(1, Ordering::Release);
@@ -125,6 +145,15 @@ impl Extents {
     pub(crate) fn heap_bytes(&self) -> usize {
         size_of_val(&*self.first) + size_of_val(&**self.current.read())
     }
+}
+
+/// Puts `frame` in the place of the one at `offset`, as [`Extents::replace`] does.
+pub(crate) fn put_in_place(list: &mut Vec<Extent>, offset: u64, frame: Pfn) {
+    let Some(lost) = list.iter().find_map(|extent| extent.within(&(offset..offset + FRAME_BYTES))) else { return };
+    if let Some(before) = list.iter().find(|extent| extent.frames.contains(frame)).copied() {
+        place(list, before.offset_of(frame), lost.frames.start());
+    }
+    place(list, offset, frame);
 }
 
 /// Lists `frame` at `offset`, in the place of the one that was there.

@@ -7,6 +7,7 @@ use pageless_metadata::{HoldId, HolderId, Purpose, Span};
 
 use crate::allocation::Allocation;
 use crate::journal::EventKind;
+use crate::ledger::{Entry, HoldRow};
 use crate::operation::pieces_of;
 use crate::outcome::{Blocked, Refused};
 use crate::ownership::Ownership;
@@ -41,6 +42,12 @@ impl Allocation {
             self.pool.tell_edges(&self.owned, *piece, &edges, || EventKind::Held { holder: holder.clone() });
         }
         drop(locked);
+        let frames = || pieces.iter().map(|piece| piece.frames).collect();
+        let row = || HoldRow { id, allocation: self.owned.id, frames: frames(), holder: holder.clone() };
+        if let Err(error) = self.pool.commit_entries(|| vec![Entry::Held(row())]) {
+            self.pool.end_hold(&self.owned, id, &holder, &pieces);
+            return Err(Refused::Ledger(error).into());
+        }
         Ok(Hold { pool: Arc::clone(&self.pool), owned: Arc::clone(&self.owned), id, holder, pieces })
     }
 }
@@ -55,10 +62,7 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        for piece in &self.pieces {
-            let edges = self.pool.records.record(piece.record).lock().unhold(self.id);
-            self.pool.tell_edges(&self.owned, *piece, &edges, || EventKind::Unheld { holder: self.holder.clone() });
-        }
+        self.pool.end_hold(&self.owned, self.id, &self.holder, &self.pieces);
     }
 }
 
@@ -69,6 +73,14 @@ impl std::fmt::Debug for Hold {
 }
 
 impl Inner {
+    pub(crate) fn end_hold(&self, owned: &Ownership, id: HoldId, holder: &HolderId, pieces: &[Piece]) {
+        for piece in pieces {
+            let edges = self.records.record(piece.record).lock().unhold(id);
+            self.tell_edges(owned, *piece, &edges, || EventKind::Unheld { holder: holder.clone() });
+        }
+        self.submit_entry(|| Entry::Unheld { hold: id });
+    }
+
     fn tell_edges(&self, owned: &Ownership, piece: Piece, edges: &[Span], kind: impl Fn() -> EventKind) {
         for edge in edges {
             self.journal.write(edge.in_gib_of(piece.frames.start()), Some(owned.id), kind());

@@ -34,7 +34,7 @@ impl Pool {
             }
         }
         *pool.seen_running.lock() = running;
-        pool.tell_backing(&lost);
+        pool.tell_backing(&mut lost);
         lost
     }
 }

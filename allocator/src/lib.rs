@@ -11,6 +11,7 @@
 
 mod allocation;
 mod asking;
+mod at_once;
 mod attach;
 mod backing;
 mod builder;
@@ -23,6 +24,8 @@ mod guard;
 mod hold;
 mod hung;
 mod journal;
+pub mod ledger;
+mod locked;
 mod mapping;
 mod operation;
 mod outcome;
@@ -38,9 +41,12 @@ mod release;
 mod replace;
 mod request;
 mod resize;
+#[cfg(any(not(feature = "shuttle"), feature = "loom"))]
+mod spin_lock;
 mod stats;
 mod sync;
 mod verify;
+mod whole_gibs;
 mod withdrawal;
 
 pub use allocation::Allocation;

@@ -17,13 +17,14 @@ use pageless_metadata::{
 use smallvec::SmallVec;
 
 use crate::asking::{Asked, Losses};
-use crate::extents::{Extent, Runs};
+use crate::extents::{Extent, Runs, push_joined};
+use crate::locked::Locked;
 use crate::mapping::{Cause, Contents, Operation, Refusal, Stuck, Verdict};
 use crate::outcome::{Blocked, Refused};
 use crate::ownership::{Mappings, Ownership};
 use crate::placement;
 use crate::pool::Inner;
-use crate::record::{Locked, Piece, Pieces};
+use crate::record::{Piece, Pieces};
 use crate::withdrawal::Lost;
 
 /// An operation whose frames are marked.
@@ -93,16 +94,34 @@ impl<'p> OpenOperation<'p> {
     }
 
     /// Takes over frames that the caller has marked itself, when so many marks had been swept.
-    pub(crate) fn adopt(pool: &'p Inner, owned: &'p Ownership, id: OperationId, runs: Runs, intent: Intent, swept: u64) -> Self {
-        Self { pool, owned, id, intent, runs, changes_all: true, open: true, swept, over: false }
+    #[inline]
+    pub(crate) fn adopt(
+        pool: &'p Inner,
+        owned: &'p Ownership,
+        id: OperationId,
+        runs: Runs,
+        intent: Intent,
+        swept: u64,
+        changes_all: bool,
+    ) -> Self {
+        Self { pool, owned, id, intent, runs, changes_all, open: true, swept, over: false }
     }
 
     /// Step 2. On refusal the marks are cleared.
     pub(crate) fn prepare(&mut self, mappings: &Mappings) -> Result<(), Blocked> {
+        self.prepare_from(0, &mut None, mappings)
+    }
+
+    /// Step 2 from the `nth` mapping on, which may have given its `first` refusal already.
+    pub(crate) fn prepare_from(&mut self, nth: usize, first: &mut Option<Refusal>, mappings: &Mappings) -> Result<(), Blocked> {
         for run in 0..self.runs.len() {
             let op = self.describe(self.runs[run]);
-            for attached in mappings.iter().filter(|attached| !attached.needed_for(op.frames).is_empty()) {
-                let refused = if self.still_marked(op.frames).is_ok() { attached.mapping.prepare(&op).err() } else { None };
+            for attached in mappings.iter().skip(nth).filter(|attached| attached.is_needed_for(op.frames)) {
+                let refused = match first.take() {
+                    Some(refusal) => Some(refusal),
+                    None if self.still_marked(op.frames).is_ok() => attached.mapping.prepare(&op).err(),
+                    None => None,
+                };
                 if self.still_marked(op.frames).is_err() {
                     // Declared hung: the frames are not this operation's to touch, and it is too late to have changed nothing.
                     self.over = true;
@@ -153,6 +172,7 @@ impl<'p> OpenOperation<'p> {
     }
 
     /// Whether the frames must be zeroed before they are as asked.
+    #[inline]
     pub(crate) fn scrubs(&self) -> bool {
         self.intent == Intent::Share && self.owned.contents == Contents::Zero
     }
@@ -162,8 +182,15 @@ impl<'p> OpenOperation<'p> {
         self.open = false;
         let mut partition = Partition::default();
         let pool = self.pool;
-        for piece in pieces_of(pool, &self.runs) {
+        let mut freed = Runs::new();
+        for (run, piece) in self.runs.iter().flat_map(|run| pool.records.pieces(run.frames).map(move |piece| (run, piece))) {
             let mut gib = pool.records.record(piece.record).lock();
+            let whole = piece.span.is_whole() && self.intent == Intent::Reclaim && losses.runs().is_empty();
+            if whole && gib.free_whole(self.id) {
+                placement::put(&pool.records, piece.frames);
+                run.clipped(piece.frames).into_iter().for_each(|part| push_joined(&mut freed, part));
+                continue;
+            }
             let mut ours = false;
             for (part, loss) in losses.cut(piece) {
                 let ending = loss.map_or(Ending::Proven, |loss| ending(&loss.verdict));
@@ -200,7 +227,12 @@ impl<'p> OpenOperation<'p> {
                 gib.demote(piece.span);
             }
         }
-        pool.tell_backing(&partition.lost);
+        for run in &freed {
+            // They may be somebody else's by now, who has them on another list.
+            self.owned.remove_released(run.frames);
+            partition.done.insert(run.frames);
+        }
+        pool.tell_backing(&mut partition.lost);
         partition
     }
 
@@ -222,10 +254,14 @@ impl<'p> OpenOperation<'p> {
     /// Whether the operation still has its marks on `frames`. A sweep takes them from an operation that it declares hung, and
     /// from then on the frames are not this operation's to touch: they may have been proven, freed and handed to somebody
     /// else. Asked right before every call that touches memory; a mapping that hangs in its call is past it.
+    #[inline]
     pub(crate) fn still_marked(&self, frames: PfnRange) -> Result<(), Stuck> {
-        if !self.over && self.swept == self.pool.swept() {
-            return Ok(());
-        }
+        // No mark was taken from anybody since this operation began.
+        if !self.over && self.swept == self.pool.swept() { Ok(()) } else { self.look_for_marks(frames) }
+    }
+
+    #[cold]
+    fn look_for_marks(&self, frames: PfnRange) -> Result<(), Stuck> {
         let marked = |piece: Piece| {
             let gib = self.pool.records.record(piece.record).lock();
             let own = gib.marks().filter(|mark| mark.operation == self.id).filter_map(|mark| mark.span.intersect(piece.span));
@@ -236,11 +272,6 @@ impl<'p> OpenOperation<'p> {
         }
         let cause = Cause::new("operation", 0, format!("{} came back after it had been declared hung", self.id));
         Err(Stuck { at: frames, verdict: Verdict::Retry { after: Duration::ZERO }, cause })
-    }
-
-    /// The flip has been done elsewhere: nothing is left to end.
-    pub(crate) fn close(mut self) {
-        self.open = false;
     }
 
     /// The operation is over before it began: the marks go, and nothing has happened.
@@ -270,6 +301,7 @@ impl<'p> OpenOperation<'p> {
     }
 
     /// The operation on one run, as mappings and the backing are told.
+    #[inline]
     pub(crate) fn describe(&self, run: Extent) -> Operation {
         Operation {
             id: self.id,

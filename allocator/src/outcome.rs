@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use pageless_metadata::{FRAME_BYTES, HolderId, Intent, RunSet, Withdrawal};
 
+use crate::ledger::LedgerError;
 use crate::mapping::Refusal;
 use crate::withdrawal::Lost;
 
@@ -123,6 +124,17 @@ pub enum Refused {
     /// No memory for the pool's own metadata.
     #[error("no memory for metadata")]
     NoMemory,
+    /// The range has withdrawn frames that the ledger does not have yet: they are not given up before it does.
+    #[error("the {frames} withdrawn frames at offset {offset:#x} are not recorded yet, so they cannot be released")]
+    Unrecorded {
+        /// Bytes from the start of the allocation to the first of them.
+        offset: u64,
+        /// How many there are.
+        frames: u64,
+    },
+    /// The ledger could not be written.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// No frame is left to put in the place of a lost one.
     #[error("no free frame is left to take the place of the one at offset {offset:#x}")]
     NoFrame {
@@ -146,6 +158,8 @@ impl Refused {
             Self::Mapping { .. } => errno::EOPNOTSUPP,
             Self::NoSuchMapping { .. } => errno::ENOENT,
             Self::NameTaken { .. } => errno::EEXIST,
+            Self::Unrecorded { .. } => errno::EIO,
+            Self::Ledger(error) => error.errno(),
         }
     }
 }

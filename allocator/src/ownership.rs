@@ -11,6 +11,7 @@ use smallvec::{SmallVec, smallvec};
 use crate::extents::{Extent, Extents};
 use crate::mapping::{Contents, Mapping};
 use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::whole_gibs::WholeGib;
 
 /// A mapping, and the name it was attached under.
 #[derive(Clone)]
@@ -19,6 +20,8 @@ pub(crate) struct Attached {
     pub(crate) mapping: Arc<dyn Mapping>,
     /// Detached while these frames were released or withdrawn: its proof for them is still needed, and for them only.
     pub(crate) retired: Option<RunSet>,
+    /// Attached before the pool was reopened, and nobody answers for it yet.
+    pub(crate) unanswered: bool,
 }
 
 impl Attached {
@@ -30,6 +33,12 @@ impl Attached {
     /// Whether the two are one attachment. The same mapping may be attached again, even under the same name.
     pub(crate) fn is_the_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.name, &other.name)
+    }
+
+    /// Whether some of `frames` need its proof.
+    #[inline]
+    pub(crate) fn is_needed_for(&self, frames: PfnRange) -> bool {
+        self.retired.as_ref().is_none_or(|rest| rest.clipped(frames).next().is_some())
     }
 
     /// The parts of `frames` that need its proof.
@@ -46,8 +55,13 @@ pub(crate) struct Ownership {
     pub(crate) id: AllocationId,
     pub(crate) owner: Arc<str>,
     pub(crate) bytes: u64,
+    /// What its owner shows after a reopening; 0 without a ledger.
+    pub(crate) secret: u128,
     pub(crate) contents: Contents,
     pub(crate) extents: Extents,
+    /// The guest GiBs that were whole GiBs of the pool when the allocation began: nothing of that changes until a frame is
+    /// replaced.
+    pub(crate) gibs: Box<[WholeGib]>,
     /// Read on every conversion, so a pointer that is swapped, not a lock. Read after marking: a mapping attached before the
     /// mark is in the list, and one attached later can establish nothing on the marked frames.
     pub(crate) mappings: ArcSwap<Mappings>,
@@ -60,13 +74,22 @@ pub(crate) struct Ownership {
 }
 
 impl Ownership {
-    pub(crate) fn new(id: AllocationId, owner: Arc<str>, bytes: u64, contents: Contents, extents: Vec<Extent>) -> Self {
+    pub(crate) fn new(
+        id: AllocationId,
+        owner: Arc<str>,
+        bytes: u64,
+        contents: Contents,
+        extents: Vec<Extent>,
+        gibs: Box<[WholeGib]>,
+    ) -> Self {
         Self {
             id,
             owner,
             bytes,
+            secret: 0,
             contents,
             extents: Extents::new(extents),
+            gibs,
             mappings: ArcSwap::from_pointee(Mappings::new()),
             editing: Mutex::new(()),
             released: Mutex::new(Vec::new()),
@@ -88,12 +111,22 @@ impl Ownership {
     pub(crate) fn add_released(&self, extent: Extent) {
         let mut released = self.released.lock();
         let at = released.partition_point(|other| other.frames < extent.frames);
-        released.insert(at, extent);
+        // What is given up piece by piece is mostly one run in the end.
+        match at.checked_sub(1).and_then(|before| released[before].joined(extent)) {
+            Some(joined) => released[at - 1] = joined,
+            None => released.insert(at, extent),
+        }
     }
 
     /// Takes frames off the list of released ones: they are free.
     pub(crate) fn remove_released(&self, frames: PfnRange) {
         let mut released = self.released.lock();
+        if let [only] = &released[..]
+            && frames.contains_range(only.frames)
+        {
+            released.clear();
+            return;
+        }
         let from = released.partition_point(|extent| extent.frames.end() <= frames.start());
         let to = released.partition_point(|extent| extent.frames.start() < frames.end());
         let rest: Vec<Extent> = released[from..to]

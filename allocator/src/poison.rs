@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime};
 use pageless_metadata::{PfnRange, RunSet, Span, Withdrawal};
 
 use crate::journal::EventKind;
+use crate::ledger::LedgerError;
 use crate::mapping::Cause;
 use crate::placement;
 use crate::pool::{Inner, Pool};
@@ -39,6 +40,15 @@ pub enum LiftRefused {
         /// The range that was given.
         frames: PfnRange,
     },
+    /// Withdrawals are just being recorded.
+    #[error("{frames} withdrawn frames are not recorded yet; try again")]
+    Unrecorded {
+        /// How many.
+        frames: u64,
+    },
+    /// It could not be recorded.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
 }
 
 const RESET: &str = "a platform reset";
@@ -55,6 +65,10 @@ impl Pool {
             self.0.backing.keep_shut(run);
             tracing::error!(frames = %run, %cause, "frames poisoned");
         }
+        if let Err(error) = self.0.record_pending() {
+            // The marks stand in memory, allocation stops, and every later verb tries again.
+            tracing::error!(frames = %fresh, %error, "poison is not recorded");
+        }
         fresh
     }
 
@@ -64,7 +78,9 @@ impl Pool {
         let kind = EventKind::PlatformReset { evidence: evidence.into() };
         self.0.lift_marks(Withdrawal::Failed, &kind, |pool| {
             pool.check_lift(evidence, RESET)?;
-            Ok(pool.registry.lock().frames(Withdrawal::Failed))
+            let failed = pool.registry.lock().frames(Withdrawal::Failed);
+            pool.record_lift(Withdrawal::Failed, &failed, evidence)?;
+            Ok(failed)
         })
     }
 
@@ -80,7 +96,9 @@ impl Pool {
             if known != frames.frames() {
                 return Err(LiftRefused::Outside { frames });
             }
-            Ok(pool.registry.lock().frames(Withdrawal::Poisoned).clipped(frames).collect())
+            let poisoned: RunSet = pool.registry.lock().frames(Withdrawal::Poisoned).clipped(frames).collect();
+            pool.record_lift(Withdrawal::Poisoned, &poisoned, evidence)?;
+            Ok(poisoned)
         })
     }
 }
@@ -109,7 +127,7 @@ impl Inner {
                     since: SystemTime::now(),
                     attempts: 0,
                 };
-                self.registry.lock().insert(Entry { told, due: Instant::now(), asking: false });
+                self.registry.lock().insert(Entry { told, due: Instant::now(), asking: false, recorded: self.unless_ledger() });
                 let kind = EventKind::Withdrawn { state: Withdrawal::Poisoned, cause: cause.clone() };
                 self.journal.write(frames, owned.map(|owned| owned.id), kind);
             }
@@ -119,7 +137,7 @@ impl Inner {
 
     /// Takes free frames out of the frame layer. One that somebody has just taken will be found poisoned before it is
     /// assigned.
-    fn take_out(&self, frames: PfnRange) {
+    pub(crate) fn take_out(&self, frames: PfnRange) {
         let Some(node) = self.records.node_of(frames.start()) else { return };
         if node.frames.take_at(frames).is_err() {
             // Which of them are free is a race with allocating threads; either they get a frame out, or this does.
@@ -134,9 +152,16 @@ impl Inner {
             return Err(LiftRefused::NoEvidence { what });
         }
         match self.owners.lock().values().filter(|owned| owned.is_live()).count() {
-            0 => Ok(()),
-            live => Err(LiftRefused::Live { live, what }),
+            0 => {}
+            live => return Err(LiftRefused::Live { live, what }),
         }
+        // What is to be lifted must have been recorded first.
+        self.record_pending()?;
+        let unrecorded = self.registry.lock().unrecorded().frames();
+        if unrecorded > 0 {
+            return Err(LiftRefused::Unrecorded { frames: unrecorded });
+        }
+        Ok(())
     }
 
     /// Lifts one kind of mark from the frames that `which` finds while nothing moves. Those that nobody has and that bear no
@@ -150,7 +175,7 @@ impl Inner {
         let (mut marked, mut sound) = (RunSet::new(), RunSet::new());
         let freed = self.transit.enter_stopped(|in_transit| {
             marked = which(self)?;
-            Ok(self.unmark(&marked, state, in_transit, &mut sound))
+            Ok::<_, LiftRefused>(self.unmark(&marked, state, in_transit, &mut sound))
         })?;
         sound.into_iter().for_each(|run| self.open(run));
         self.transit.leave(&freed, || placement::put_back(&self.records, &freed));

@@ -15,12 +15,14 @@ use crate::backing::{Backing, Shortage};
 use crate::builder::PoolBuilder;
 use crate::extents::Extent;
 use crate::journal::{Event, EventKind, Journal};
+use crate::ledger::Keeping;
 use crate::mapping::{Cause, Verdict};
 use crate::ownership::Ownership;
 use crate::placement;
 use crate::record::{Piece, Records};
 use crate::request::{AllocateError, Request};
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
+use crate::whole_gibs::whole_gibs;
 use crate::withdrawal::{Entry, Lost, Registry, RetryPolicy, Withdrawn};
 
 /// A pool of frames. Clones are handles to the same pool; all verbs may run concurrently from many threads.
@@ -67,8 +69,10 @@ pub(crate) struct Inner {
     pub(crate) seen_running: Mutex<HashMap<OperationId, Instant>>,
     /// How many marks sweeps have taken from hung operations. Hardly ever written, so that every operation can look.
     pub(crate) swept_marks: AtomicU64,
-    next_allocation: AtomicU64,
-    next_hold: AtomicU64,
+    pub(crate) next_allocation: AtomicU64,
+    pub(crate) next_hold: AtomicU64,
+    /// The ledger, where there is one.
+    pub(crate) keeping: Option<Keeping>,
 }
 
 /// Frames that are neither free nor anybody's for a moment: taken, and not yet assigned or put back.
@@ -138,6 +142,10 @@ impl Pool {
     pub fn allocate(&self, request: Request) -> Result<Allocation, AllocateError> {
         request.check()?;
         let pool = &self.0;
+        if let Some(again) = request.name.and_then(|name| pool.awaiting_request(name, &request.owner, request.bytes)) {
+            return Ok(again);
+        }
+        pool.may_allocate(&request)?;
         loop {
             let runs = pool.take(&request)?;
             if let Err(shortage) = pool.commit(&runs) {
@@ -147,9 +155,23 @@ impl Pool {
                 }
                 return Err(shortage.into());
             }
-            if let Some(owned) = pool.transit.leave(&runs, || pool.assign(&runs, &request)) {
+            // Relaxed: only uniqueness matters.
+            let id = AllocationId::new(pool.next_allocation.fetch_add(1, Ordering::Relaxed));
+            let extents = extents_of(&runs);
+            let secret = match pool.record_allocation(id, &extents, &request) {
+                Ok(secret) => secret,
+                Err(error) => {
+                    pool.transit.leave(&runs, || placement::put_back(&pool.records, &runs));
+                    return Err(error.into());
+                }
+            };
+            let gibs = whole_gibs(&pool.records, &extents);
+            let mut owned = Ownership::new(id, Arc::clone(&request.owner), request.bytes, request.contents, extents, gibs);
+            owned.secret = secret;
+            if let Some(owned) = pool.transit.leave(&runs, || pool.assign(Arc::new(owned), &runs, &request)) {
                 return Ok(Allocation { owned, pool: Arc::clone(pool) });
             }
+            pool.undo_allocation(id);
             // A frame was poisoned between being taken and being assigned: what is sound went back, so try again.
         }
     }
@@ -204,6 +226,7 @@ impl Inner {
             swept_marks: AtomicU64::new(0),
             next_allocation: AtomicU64::new(1),
             next_hold: AtomicU64::new(1),
+            keeping: None,
         }
     }
 
@@ -243,11 +266,8 @@ impl Inner {
 
     /// Makes the request's owner the owner of `runs`; none when a frame turned out to be poisoned, and then the sound frames
     /// are free again.
-    fn assign(&self, runs: &[PfnRange], request: &Request) -> Option<Arc<Ownership>> {
-        // Relaxed: only uniqueness matters.
-        let id = AllocationId::new(self.next_allocation.fetch_add(1, Ordering::Relaxed));
-        let extents = extents_of(runs);
-        let owned = Arc::new(Ownership::new(id, Arc::clone(&request.owner), request.bytes, request.contents, extents));
+    fn assign(&self, owned: Arc<Ownership>, runs: &[PfnRange], request: &Request) -> Option<Arc<Ownership>> {
+        let id = owned.id;
         let pieces: Vec<Piece> = runs.iter().flat_map(|run| self.records.pieces(*run)).collect();
         let mut locked = self.records.lock(&pieces);
         if pieces.iter().any(|piece| locked.gib(piece.record).is_withdrawn(piece.span)) {
@@ -270,6 +290,7 @@ impl Inner {
         Some(owned)
     }
 
+    #[inline]
     pub(crate) fn swept(&self) -> u64 {
         // Acquire: pairs with the sweep's increment, which comes before it takes a mark.
         self.swept_marks.load(Ordering::Acquire)
@@ -314,7 +335,12 @@ impl Inner {
             since: SystemTime::now(),
             attempts: 0,
         };
-        let entry = Entry { told, due: Instant::now() + self.policy.retry.wait(verdict, 0), asking: false };
+        let entry = Entry {
+            told,
+            due: Instant::now() + self.policy.retry.wait(verdict, 0),
+            asking: false,
+            recorded: self.unless_ledger(),
+        };
         let receipt = entry.receipt();
         self.registry.lock().insert(entry);
         self.journal.write(frames, Some(owned.id), EventKind::Withdrawn { state, cause: cause.clone() });
@@ -335,10 +361,11 @@ impl Inner {
         lost
     }
 
-    /// Tells the backing and the log of losses, with no lock held.
-    pub(crate) fn tell_backing(&self, lost: &[Lost]) {
+    /// Tells the backing, the ledger and the log of losses, with no lock held.
+    pub(crate) fn tell_backing(&self, lost: &mut [Lost]) {
+        lost.iter().for_each(|lost| self.backing.keep_shut(lost.frames()));
+        self.record_losses(lost);
         for lost in lost {
-            self.backing.keep_shut(lost.frames());
             tracing::error!(frames = %lost.frames(), state = %lost.state(), cause = %lost.cause(), "frames withdrawn");
         }
     }

@@ -11,6 +11,7 @@ use pageless_metadata::{Ended, Intent, Pfn, PfnRange, RunSet, Withdrawal};
 
 use crate::asking::{Asked, Loss, Losses};
 use crate::journal::EventKind;
+use crate::ledger;
 use crate::mapping::{Cause, Contents, Operation, Stuck, Verdict};
 use crate::operation::Partition;
 use crate::ownership::Ownership;
@@ -162,16 +163,25 @@ impl Inner {
 
     /// Ends a recall: what is proven leaves the quarantine and its intent is carried out, what is not stays or fails.
     pub(crate) fn end_recall(&self, recall: &Recall, partition: &mut Partition) {
+        if let Err(error) = self.record_recall(recall) {
+            // Not free before the ledger knows: it stays quarantined, and is asked about again.
+            tracing::warn!(frames = %recall.op.frames, %error, "a proof could not be recorded");
+            self.registry.lock().asked(recall.op.frames, |_| {});
+            return;
+        }
         for frames in recall.proven() {
             for piece in self.records.pieces(frames) {
                 self.lift_quarantine(recall, piece, partition);
             }
         }
-        (&partition.done).into_iter().for_each(|frames| self.open(frames));
+        for frames in &partition.done {
+            self.submit_entry(|| ledger::Entry::Proven { frames, freed: false });
+            self.open(frames);
+        }
         for loss in recall.losses.runs() {
             self.note_failure(recall, loss, partition);
         }
-        self.tell_backing(&partition.lost);
+        self.tell_backing(&mut partition.lost);
     }
 
     fn lift_quarantine(&self, recall: &Recall, piece: crate::record::Piece, partition: &mut Partition) {
@@ -211,6 +221,11 @@ impl Inner {
                 self.registry.lock().asked(loss.frames, |entry| entry.due = due);
                 return;
             }
+            self.submit_entry(|| ledger::Entry::Retried {
+                frames: loss.frames,
+                attempts: recall.entry.told.attempts + 1,
+                cause: loss.cause.clone(),
+            });
             self.registry.lock().asked(loss.frames, |entry| {
                 entry.told.attempts += 1;
                 entry.told.cause = loss.cause.clone();

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pageless_metadata::{HolderId, Intent, Obstacle, PfnRange, RunSet};
+use smallvec::SmallVec;
 
 use crate::asking::Losses;
-use crate::extents::{Extent, Runs};
+use crate::extents::{Extent, Runs, push_joined};
 use crate::granule;
 use crate::journal::EventKind;
+use crate::ledger::LedgerError;
 use crate::operation::{OpenOperation, Partition};
 use crate::outcome::Blocked;
 use crate::ownership::Ownership;
@@ -53,6 +55,11 @@ pub enum WaitingFor {
     Holder(HolderId),
     /// An operation is under way on them, or a map guard is out.
     Operation,
+    /// The ledger could not be written: nothing is freed before that is recorded.
+    Ledger {
+        /// Why not.
+        why: LedgerError,
+    },
     /// A mapping refused to prepare.
     Mapping {
         /// Why the pass was blocked.
@@ -99,6 +106,9 @@ impl Pool {
 impl Inner {
     fn pass(&self, scope: Scope) -> Reclaimed {
         let mut told = Reclaimed::default();
+        if let Err(error) = self.record_pending() {
+            tracing::warn!(%error, "withdrawals stay unrecorded");
+        }
         let now = Instant::now();
         let wanted = |entry: &Entry| match scope {
             Scope::Due => entry.due <= now && entry.told.attempts < self.policy.retry.later,
@@ -126,11 +136,11 @@ impl Inner {
         recalled: &Recalled,
         told: &mut Reclaimed,
     ) -> Option<(OpenOperation<'p>, Losses)> {
-        let mut operation = self.mark_released(owned, recalled, told)?;
-        let frames: Vec<PfnRange> = operation.runs().iter().map(|run| run.frames).collect();
+        let (mut operation, has_guards) = self.mark_released(owned, recalled, told)?;
+        let frames: SmallVec<[PfnRange; 1]> = operation.runs().iter().map(|run| run.frames).collect();
         let waits =
             |why: &dyn Fn() -> WaitingFor| frames.iter().map(|run| Waiting { frames: *run, why: why() }).collect::<Vec<_>>();
-        if !self.drained(&crate::operation::pieces_of(self, operation.runs())) {
+        if has_guards && !self.drained(&crate::operation::pieces_of(self, operation.runs())) {
             operation.cancel();
             told.waiting.extend(waits(&|| WaitingFor::Operation));
             return None;
@@ -154,8 +164,14 @@ impl Inner {
         Some((operation, losses))
     }
 
-    /// Begins one operation on all released frames of an owner that nothing stands in the way of.
-    fn mark_released<'p>(&'p self, owned: &'p Ownership, recalled: &Recalled, told: &mut Reclaimed) -> Option<OpenOperation<'p>> {
+    /// Begins one operation on all released frames of an owner that nothing stands in the way of; and whether map guards were out
+    /// on some of them.
+    fn mark_released<'p>(
+        &'p self,
+        owned: &'p Ownership,
+        recalled: &Recalled,
+        told: &mut Reclaimed,
+    ) -> Option<(OpenOperation<'p>, bool)> {
         let mut released = owned.released.lock().clone();
         if !recalled.told.is_empty() {
             let rest = |extent: Extent| {
@@ -163,11 +179,15 @@ impl Inner {
             };
             released = released.into_iter().flat_map(rest).collect();
         }
-        let (mut id, mut runs, swept) = (None, Runs::new(), self.swept());
+        let (mut id, mut runs, mut guarded, swept) = (None, Runs::new(), false, self.swept());
         for (extent, piece) in
             released.iter().flat_map(|extent| self.records.pieces(extent.frames).map(move |piece| (extent, piece)))
         {
             let mut gib = self.records.record(piece.record).lock();
+            if piece.span.is_whole() && gib.begin_reclaim_whole(owned.id, &mut id, piece.record as u64) {
+                extent.clipped(piece.frames).into_iter().for_each(|run| push_joined(&mut runs, run));
+                continue;
+            }
             for (span, obstacle) in gib.reclaimable(piece.span, owned.id) {
                 let frames = span.in_gib_of(piece.frames.start());
                 let why = match obstacle {
@@ -175,7 +195,8 @@ impl Inner {
                         let id = *id.get_or_insert_with(|| gib.next_operation(piece.record as u64));
                         // A reclaim reserves nothing, so it cannot be out of memory; if it ever is, the frames stay released.
                         if gib.begin(span, id, Intent::Reclaim).is_ok() {
-                            push_joined(&mut runs, extent.clipped(frames));
+                            guarded |= gib.is_guarded(span);
+                            extent.clipped(frames).into_iter().for_each(|run| push_joined(&mut runs, run));
                         }
                         continue;
                     }
@@ -189,7 +210,7 @@ impl Inner {
                 told.waiting.push(Waiting { frames, why });
             }
         }
-        id.map(|id| OpenOperation::adopt(self, owned, id, runs, Intent::Reclaim, swept))
+        id.map(|id| (OpenOperation::adopt(self, owned, id, runs, Intent::Reclaim, swept, true), guarded))
     }
 
     /// Asks the backing about everything that the mappings proved, granule by granule, and frees what it proves too.
@@ -199,7 +220,8 @@ impl Inner {
         } else {
             granule::prove_whole(self, &mut open, &mut recalls, told);
         }
-        for (operation, losses) in open {
+        for (mut operation, losses) in open {
+            self.record_proofs(&mut operation, &losses, told);
             let id = operation.owned().id;
             let ended = self.transit.moving(|| operation.finish(losses));
             ended.done.into_iter().for_each(|run| self.journal.write(run, Some(id), EventKind::Reclaimed));
@@ -208,6 +230,20 @@ impl Inner {
         }
         for recall in &recalls {
             self.tell_recall(recall, told);
+        }
+    }
+
+    /// Makes durable that what is proven is free, before it is; what cannot be recorded stays released.
+    fn record_proofs(&self, operation: &mut OpenOperation<'_>, losses: &Losses, told: &mut Reclaimed) {
+        if !self.has_ledger() {
+            return;
+        }
+        let proven: RunSet = operation.runs().iter().flat_map(|run| losses.survivors(run.frames)).collect();
+        if let Err(why) = self.record_reclaim(operation.owned().id, &proven) {
+            for frames in &proven {
+                operation.set_aside(frames);
+                told.waiting.push(Waiting { frames, why: WaitingFor::Ledger { why: why.clone() } });
+            }
         }
     }
 
@@ -234,16 +270,5 @@ impl Inner {
                 self.owners.lock().remove(&owned.id);
             }
         }
-    }
-}
-
-/// Adds a run; one that continues the last is joined to it.
-fn push_joined(runs: &mut Runs, run: Option<Extent>) {
-    let Some(run) = run else { return };
-    match runs.last_mut() {
-        Some(last) if last.frames.end() == run.frames.start() && last.end() == run.offset => {
-            last.frames = last.frames.hull(run.frames)
-        }
-        _ => runs.push(run),
     }
 }

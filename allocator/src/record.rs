@@ -5,27 +5,39 @@
 
 use std::ops::Range;
 
-use pageless_metadata::{Gib, Order, Pfn, PfnRange, Span};
+use pageless_metadata::{Gib, Order, Pfn, PfnRange, Span, Summary};
 use smallvec::SmallVec;
 
 use crate::backing::NodeFrames;
 use crate::frames::Frames;
-use crate::sync::{Mutex, MutexGuard};
+use crate::locked::{Locked, RecordGuard};
+use crate::sync::{AtomicU64, Ordering, SpinLock};
 
-/// One GiB's facts behind their lock.
+/// One GiB's facts behind their lock, and the usual answers in a word beside it.
 #[repr(align(128))]
-pub(crate) struct Record(Mutex<Gib>);
+pub(crate) struct Record {
+    gib: SpinLock<Gib>,
+    summary: AtomicU64,
+}
 
 #[cfg(not(feature = "shuttle"))]
 const _: () = assert!(size_of::<Record>() == 128);
 
 impl Record {
     fn new() -> Self {
-        Self(Mutex::new(Gib::new()))
+        Self { gib: SpinLock::new(Gib::new()), summary: AtomicU64::new(Summary::NOTHING.word()) }
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Gib> {
-        self.0.lock()
+    #[inline]
+    pub(crate) fn lock(&self) -> RecordGuard<'_> {
+        RecordGuard::new(self.gib.lock(), &self.summary)
+    }
+
+    /// What the word beside the lock says: the truth at some instant between two changes, or nothing.
+    #[inline]
+    pub(crate) fn summary(&self) -> Summary {
+        // Acquire: pairs with the store in `RecordGuard::drop`.
+        Summary::from_word(self.summary.load(Ordering::Acquire))
     }
 }
 
@@ -92,8 +104,15 @@ impl Records {
     }
 
     /// The record with this index; indices come from [`Piece::record`].
+    #[inline]
     pub(crate) fn record(&self, index: usize) -> &Record {
         &self.records[index]
+    }
+
+    /// The same for an index that may be none.
+    #[inline]
+    pub(crate) fn get(&self, index: usize) -> Option<&Record> {
+        self.records.get(index)
     }
 
     pub(crate) fn indices(&self) -> Range<usize> {
@@ -131,13 +150,14 @@ impl Records {
 
     /// Locks the records of all `pieces`, each once, in the order of frame numbers.
     pub(crate) fn lock(&self, pieces: &[Piece]) -> Locked<'_> {
-        if let [piece] = pieces {
-            return Locked(smallvec::smallvec![(piece.record, self.records[piece.record].lock())]);
+        let locked = |index: usize| (index, self.records[index].lock());
+        if pieces.is_sorted_by(|one, next| one.record < next.record) {
+            return Locked::new(pieces.iter().map(|piece| locked(piece.record)).collect());
         }
         let mut indices: SmallVec<[usize; 16]> = pieces.iter().map(|piece| piece.record).collect();
         indices.sort_unstable();
         indices.dedup();
-        Locked(indices.into_iter().map(|index| (index, self.records[index].lock())).collect())
+        Locked::new(indices.into_iter().map(locked).collect())
     }
 
     /// Bytes of the records and all that hangs on them, and bytes of the frame layers.
@@ -145,18 +165,6 @@ impl Records {
         let heap: usize = self.records.iter().map(|record| record.lock().heap_bytes()).sum();
         let frames: usize = self.nodes.iter().map(|node| node.frames.footprint_bytes()).sum();
         (size_of_val(&*self.records) + heap, frames)
-    }
-}
-
-/// Several locked records.
-pub(crate) struct Locked<'p>(SmallVec<[(usize, MutexGuard<'p, Gib>); 1]>);
-
-impl Locked<'_> {
-    /// The facts of the GiB with this record index, which must be one of those locked.
-    pub(crate) fn gib(&mut self, record: usize) -> &mut Gib {
-        let at = if self.0.len() == 1 { 0 } else { self.0.partition_point(|(index, _)| *index < record) };
-        debug_assert_eq!(self.0[at].0, record, "this record is not locked");
-        &mut self.0[at].1
     }
 }
 

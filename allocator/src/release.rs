@@ -6,10 +6,10 @@ use std::sync::Arc;
 use pageless_metadata::{Gib, PfnRange, Purpose, RunSet};
 
 use crate::allocation::Allocation;
-use crate::extents::Extent;
+use crate::extents::{Extent, Runs, push_joined};
 use crate::journal::EventKind;
 use crate::operation::pieces_of;
-use crate::outcome::Blocked;
+use crate::outcome::{Blocked, Refused};
 use crate::ownership::Ownership;
 use crate::pool::Inner;
 use crate::record::Piece;
@@ -30,13 +30,15 @@ impl Allocation {
     ///
     /// Returns the frames that are released now; what was released before is not among them.
     pub fn release(self) -> Result<RunSet, Box<ReleaseRefused>> {
+        // What is withdrawn must be recorded first; if it cannot be, that is found below.
+        let _told_below = self.pool.record_pending();
         let editing = self.owned.editing.lock();
-        let pieces = pieces_of(&self.pool, &self.extents());
+        let pieces = self.owned.extents.with(|extents| pieces_of(&self.pool, extents));
         let mut locked = self.pool.records.lock(&pieces);
         let held = pieces.iter().find_map(|piece| {
             let gib = locked.gib(piece.record);
             // Only what the owner still has: somebody may hold what was released and has another owner by now.
-            let own = gib.live_runs(piece.span, self.owned.id);
+            let own = if gib.is_plain() { Vec::new() } else { gib.live_runs(piece.span, self.owned.id) };
             let (at, holder) = own.into_iter().find_map(|(span, _)| gib.holder(span))?;
             Some((at.in_gib_of(piece.frames.start()), holder))
         });
@@ -45,11 +47,19 @@ impl Allocation {
             let offset = self.owned.offset_of(at);
             return Err(Box::new(ReleaseRefused { allocation: self, why: Blocked::Held { holder, offset } }));
         }
-        let released = if self.owned.end() {
-            pieces.iter().flat_map(|piece| self.pool.release_piece(&self.owned, locked.gib(piece.record), *piece)).collect()
-        } else {
-            RunSet::new()
-        };
+        if let Some(refused) = self.pool.unrecorded_of(&self.owned, &pieces) {
+            drop((locked, editing));
+            return Err(Box::new(ReleaseRefused { allocation: self, why: refused.into() }));
+        }
+        let mut released = Runs::new();
+        if self.owned.end() {
+            pieces.iter().for_each(|piece| {
+                self.pool.release_piece(&self.owned, locked.gib(piece.record), *piece, &mut released);
+            });
+        }
+        self.pool.tell_released(&self.owned, &released);
+        let released: RunSet = released.iter().map(|run| run.frames).collect();
+        self.pool.record_release(self.owned.id, || released.clone());
         drop((locked, editing));
         self.pool.enqueue(&self.owned);
         Ok(released)
@@ -63,8 +73,13 @@ impl Allocation {
         let pieces = pieces_of(&self.pool, &runs);
         let mut locked = self.pool.records.lock(&pieces);
         self.pool.unobstructed(&self.owned, &pieces, &mut locked, Purpose::Change)?;
-        let released =
-            pieces.iter().flat_map(|piece| self.pool.release_piece(&self.owned, locked.gib(piece.record), *piece)).collect();
+        let mut released = Runs::new();
+        pieces.iter().for_each(|piece| {
+            self.pool.release_piece(&self.owned, locked.gib(piece.record), *piece, &mut released);
+        });
+        self.pool.tell_released(&self.owned, &released);
+        let released: RunSet = released.iter().map(|run| run.frames).collect();
+        self.pool.record_release(self.owned.id, || released.clone());
         drop(locked);
         self.pool.enqueue(&self.owned);
         Ok(released)
@@ -85,30 +100,53 @@ impl Inner {
         if !owned.end() {
             return false;
         }
-        for piece in pieces_of(self, &owned.extents.with(<[Extent]>::to_vec)) {
-            let mut gib = self.records.record(piece.record).lock();
-            self.release_piece(owned, &mut gib, piece);
-        }
-        drop(editing);
+        let pieces = owned.extents.with(|extents| pieces_of(self, extents));
+        let (mut locked, mut released) = (self.records.lock(&pieces), Runs::new());
+        pieces.iter().for_each(|piece| self.release_piece(owned, locked.gib(piece.record), *piece, &mut released));
+        self.tell_released(owned, &released);
+        self.record_release(owned.id, || released.iter().map(|run| run.frames).collect());
+        drop((locked, editing));
         self.enqueue(owned);
         true
     }
 
-    /// Marks what the owner has of a piece as released, with the piece's GiB locked, and returns those runs.
-    pub(crate) fn release_piece(&self, owned: &Ownership, gib: &mut Gib, piece: Piece) -> Vec<PfnRange> {
+    /// Withdrawn frames of the pieces that the ledger does not have yet, with the pieces' GiBs locked.
+    fn unrecorded_of(&self, owned: &Ownership, pieces: &[Piece]) -> Option<Refused> {
+        if !self.has_ledger() {
+            return None;
+        }
+        let registry = self.registry.lock();
+        let unrecorded: RunSet = pieces.iter().flat_map(|piece| registry.unrecorded().clipped(piece.frames)).collect();
+        let first = *unrecorded.runs().first()?;
+        Some(Refused::Unrecorded { offset: owned.offset_of(first), frames: unrecorded.frames() })
+    }
+
+    /// Marks what the owner has of a piece as released, with the piece's GiB locked, and adds those runs to `released`.
+    fn release_piece(&self, owned: &Ownership, gib: &mut Gib, piece: Piece, released: &mut Runs) {
+        if piece.span.is_whole() && gib.release_whole(owned.id) {
+            return self.list_released(owned, piece.frames, released);
+        }
         let spans = gib.release(piece.span, owned.id);
         if gib.is_withdrawn(piece.span) {
             // Nobody wants the conversion any more: a later proof can only free the frames.
             let mut registry = self.registry.lock();
             spans.iter().for_each(|span| registry.give_up(span.in_gib_of(piece.frames.start())));
         }
-        let runs: Vec<PfnRange> = spans.iter().map(|span| span.in_gib_of(piece.frames.start())).collect();
-        for run in &runs {
-            let offset = owned.extents.find(run.start()).map_or(0, |extent| extent.offset_of(run.start()));
-            owned.add_released(Extent { offset, frames: *run });
-            self.journal.write(*run, Some(owned.id), EventKind::Released);
+        spans.iter().for_each(|span| self.list_released(owned, span.in_gib_of(piece.frames.start()), released));
+    }
+
+    fn list_released(&self, owned: &Ownership, frames: PfnRange, released: &mut Runs) {
+        let offset = owned.extents.find(frames.start()).map_or(0, |extent| extent.offset_of(frames.start()));
+        let extent = Extent { offset, frames };
+        owned.add_released(extent);
+        push_joined(released, extent);
+    }
+
+    /// Tells of what an owner has released, while its GiBs are locked: before anybody can tell that it is free.
+    fn tell_released(&self, owned: &Ownership, released: &Runs) {
+        for run in released {
+            self.journal.write(run.frames, Some(owned.id), EventKind::Released);
         }
-        runs
     }
 
     /// Lets `reclaim` know that the owner has released frames.

@@ -5,7 +5,9 @@ use pageless_metadata::{FRAME_BYTES, Order, Pfn, PfnRange, Shareability};
 use crate::allocation::Allocation;
 use crate::extents::Extent;
 use crate::journal::EventKind;
+use crate::ledger::{Entry, LedgerError};
 use crate::outcome::{Blocked, Refused};
+use crate::placement;
 
 /// What `replace` did. The new frame is private and zeroed; nothing maps it yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,15 +34,31 @@ impl Allocation {
         self.check_lost(lost)?;
         let frame = loop {
             let taken = self.pool.take_frame(lost.frames.start()).ok_or(Refused::NoFrame { offset })?;
+            if let Err(error) = self.record_replacement(lost, taken) {
+                self.pool.transit.leave(&[taken], || placement::put_back(&self.pool.records, &[taken]));
+                return Err(Refused::Ledger(error).into());
+            }
             // In one step for `verify`: the new frame is the owner's, the lost one is not, and the extents say so.
             if self.pool.transit.leave(&[taken], || self.swap(lost, taken)) {
                 break taken;
             }
+            self.undo_replacement(taken);
             // It was poisoned after it was taken: it stays out of the pool, and another is taken.
         };
         self.pool.enqueue(&self.owned);
         self.pool.journal.write(lost.frames, Some(self.owned.id), EventKind::Replaced { by: frame });
         Ok(Replaced { offset, lost: lost.frames.start(), frame: frame.start() })
+    }
+
+    /// The replacement is durable before it is made. If it cannot be, its undoing comes before any other use of the frame.
+    fn record_replacement(&self, lost: Extent, taken: PfnRange) -> Result<(), LedgerError> {
+        let entry =
+            || Entry::Replaced { allocation: self.owned.id, offset: lost.offset, lost: lost.frames.start(), by: taken.start() };
+        self.pool.commit_entries(|| vec![entry()]).inspect_err(|_| self.undo_replacement(taken))
+    }
+
+    fn undo_replacement(&self, taken: PfnRange) {
+        self.pool.submit_entry(|| Entry::Reclaimed { allocation: self.owned.id, frames: taken.into() });
     }
 
     /// Only a withdrawn frame that the owner still has can be replaced.

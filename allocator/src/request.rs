@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use pageless_metadata::{FRAME_BYTES, Order, Shareability};
+use pageless_metadata::{AllocationId, FRAME_BYTES, Order, Shareability};
 
 use crate::backing::Shortage;
 use crate::frames::Buildable;
+use crate::ledger::{LedgerError, RequestId};
 use crate::mapping::Contents;
 
 /// A request for frames.
@@ -18,6 +19,7 @@ pub struct Request {
     pub(crate) owner: Arc<str>,
     pub(crate) contents: Contents,
     pub(crate) shareability: Shareability,
+    pub(crate) name: Option<RequestId>,
 }
 
 /// Which NUMA node the frames come from.
@@ -44,6 +46,7 @@ impl Request {
             owner: "".into(),
             contents: Contents::Zero,
             shareability: Shareability::Private,
+            name: None,
         }
     }
 
@@ -94,6 +97,13 @@ impl Request {
     #[must_use]
     pub fn starts(mut self, shareability: Shareability) -> Self {
         self.shareability = shareability;
+        self
+    }
+
+    /// Names this request, so that asking again after a lost reply finds what it made. Needs a ledger.
+    #[must_use]
+    pub fn named(mut self, name: RequestId) -> Self {
+        self.name = Some(name);
         self
     }
 
@@ -154,6 +164,15 @@ pub enum AllocateError {
     /// The frames are there, the memory behind them is not.
     #[error(transparent)]
     Shortage(#[from] Shortage),
+    /// The allocation could not be made durable, or an earlier withdrawal is not.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A request of this name has an allocation, and its owner has the handle.
+    #[error("this request has made {allocation} already")]
+    AlreadyAllocated {
+        /// Which.
+        allocation: AllocationId,
+    },
 }
 
 impl AllocateError {
@@ -163,6 +182,8 @@ impl AllocateError {
         match self {
             Self::Size { .. } | Self::NoOwner | Self::NoSuchNode { .. } => 22,
             Self::NotEnough { .. } | Self::Shortage(_) => 12,
+            Self::Ledger(error) => error.errno(),
+            Self::AlreadyAllocated { .. } => 17,
         }
     }
 }

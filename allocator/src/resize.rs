@@ -33,7 +33,16 @@ impl Allocation {
 
     /// Whether the block of `order` around `offset` could be mapped by one leaf: one owner, aligned alike in guest and pool,
     /// sound, one known shareability, no hold, nothing converting.
+    #[inline]
     pub fn promotable(&self, offset: u64, order: Order) -> Result<(), Blocked> {
+        match self.whole_gib(offset) {
+            // What could be one leaf of 1 GiB could be smaller ones.
+            Some((_, record)) if record.summary().could_be_one_leaf(self.owned.id) => Ok(()),
+            _ => self.look_whether_promotable(offset, order),
+        }
+    }
+
+    fn look_whether_promotable(&self, offset: u64, order: Order) -> Result<(), Blocked> {
         let (block, piece) = self.block(offset, order)?;
         let gib = self.pool.records.record(piece.record).lock();
         let obstacle = gib.obstacle(piece.span, self.owned.id, Purpose::Change);

@@ -9,6 +9,8 @@ mod chosen {
     #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
+    pub(crate) use crate::spin_lock::{SpinGuard, SpinLock};
+
     /// What is made when it is first needed.
     pub(crate) type Late<T> = std::sync::OnceLock<T>;
 
@@ -75,6 +77,10 @@ mod chosen {
             self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
         }
     }
+
+    /// To shuttle's scheduler a lock is a lock.
+    pub(crate) type SpinLock<T> = Mutex<T>;
+    pub(crate) type SpinGuard<'l, T> = MutexGuard<'l, T>;
 
     /// shuttle's reader-writer lock with parking_lot's face: no poisoning.
     #[derive(Debug, Default)]

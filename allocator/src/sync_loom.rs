@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+pub(crate) use crate::spin_lock::{SpinGuard, SpinLock};
 #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]
 pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 #[allow(unused_imports, reason = "one list for the whole crate; not every part needs every kind")]

@@ -44,7 +44,7 @@ impl Inner {
         let Some(frames) = self.records.frames_of(index) else { return };
         let Some(node) = self.records.node_of(frames.start()) else { return };
         let gib = self.records.record(index).lock();
-        if let Err(why) = gib.check() {
+        if let Err(why) = gib.check().and_then(|()| gib.check_summary()) {
             found.faults.push(format!("the GiB of {frames}: {why}"));
         }
         let to_frames = |span: Span| span.in_gib_of(frames.start());

@@ -22,6 +22,7 @@ pub struct Lost {
     pub(crate) retry_after: Option<Duration>,
     pub(crate) holder: Option<HolderId>,
     pub(crate) cause: Cause,
+    pub(crate) recorded: bool,
 }
 
 impl Lost {
@@ -61,11 +62,11 @@ impl Lost {
         &self.cause
     }
 
-    /// Whether the loss is in the pool's registry of withdrawals. The registry lives in memory: it lasts as long as the
-    /// process.
+    /// Whether the loss is recorded: in the pool's ledger, or, where the pool has none, in memory for as long as the process
+    /// lives. What is not is quarantined in memory, and the pool tries again to record it.
     #[must_use]
     pub const fn recorded(&self) -> bool {
-        true
+        self.recorded
     }
 }
 
@@ -108,6 +109,19 @@ pub(crate) struct Entry {
     pub(crate) due: Instant,
     /// A retry is asking about it right now.
     pub(crate) asking: bool,
+    /// It is in the ledger, or there is none.
+    pub(crate) recorded: Recorded,
+}
+
+/// Whether an entry is in the ledger.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Recorded {
+    /// It is, or there is none.
+    Yes,
+    /// Somebody is writing it right now.
+    UnderWay,
+    /// It is not.
+    No,
 }
 
 impl Entry {
@@ -129,6 +143,7 @@ impl Entry {
             retry_after: quarantined.then(|| self.due.saturating_duration_since(Instant::now())),
             holder: self.told.holder.clone(),
             cause: self.told.cause.clone(),
+            recorded: self.recorded == Recorded::Yes,
         }
     }
 }
@@ -138,6 +153,8 @@ impl Entry {
 pub(crate) struct Registry {
     unproven: BTreeMap<Pfn, Entry>,
     poisoned: BTreeMap<Pfn, Entry>,
+    /// Frames of entries that are not in the ledger yet.
+    unrecorded: RunSet,
 }
 
 impl Registry {
@@ -150,7 +167,11 @@ impl Registry {
         let frames = entry.told.frames;
         let map = self.of(entry.told.state);
         take(map, frames);
+        let recorded = entry.recorded;
         map.insert(frames.start(), entry);
+        if recorded != Recorded::Yes {
+            self.unrecorded.insert(frames);
+        }
     }
 
     /// Takes the marks of this one kind off `frames`.
@@ -187,7 +208,10 @@ impl Registry {
 
     /// Takes the quarantined entries that `wanted` picks for asking: they are marked, so that nobody else asks meanwhile.
     pub(crate) fn pick(&mut self, wanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
-        let quarantined = self.unproven.values_mut().filter(|entry| entry.told.state == Withdrawal::Quarantined && !entry.asking);
+        let quarantined = self
+            .unproven
+            .values_mut()
+            .filter(|entry| entry.told.state == Withdrawal::Quarantined && !entry.asking && entry.recorded == Recorded::Yes);
         let picked = quarantined.filter(|entry| wanted(entry)).map(|entry| {
             entry.asking = true;
             entry.clone()
@@ -204,6 +228,51 @@ impl Registry {
             }
             self.unproven.insert(entry.told.frames.start(), entry);
         }
+    }
+
+    /// The frames of entries that are not in the ledger yet.
+    pub(crate) const fn unrecorded(&self) -> &RunSet {
+        &self.unrecorded
+    }
+
+    /// Takes the entries that overlap `within` (all, if it is none), are not in the ledger yet and nobody is writing, for
+    /// writing them.
+    pub(crate) fn claim(&mut self, within: Option<&RunSet>) -> Vec<Withdrawn> {
+        let runs = within.map_or_else(|| self.unrecorded.clone(), |within| self.unrecorded.intersection(within));
+        let mut claimed = Vec::new();
+        for (run, poisoned) in (&runs).into_iter().flat_map(|run| [(run, false), (run, true)]) {
+            let map = if poisoned { &mut self.poisoned } else { &mut self.unproven };
+            let starts: Vec<Pfn> = overlapping(map, run).map(|entry| entry.told.frames.start()).collect();
+            for start in starts {
+                let Some(entry) = map.get_mut(&start) else { continue };
+                if entry.recorded == Recorded::No {
+                    entry.recorded = Recorded::UnderWay;
+                    claimed.push(entry.told.clone());
+                }
+            }
+        }
+        claimed
+    }
+
+    /// Whether somebody is writing an entry that overlaps `frames`.
+    pub(crate) fn is_under_way(&self, frames: &RunSet) -> bool {
+        let runs = self.unrecorded.intersection(frames);
+        (&runs).into_iter().flat_map(|run| self.covering(run)).any(|entry| entry.recorded == Recorded::UnderWay)
+    }
+
+    /// What was claimed as marks of this kind on `frames` has been written, or could not be.
+    pub(crate) fn written(&mut self, frames: PfnRange, state: Withdrawal, recorded: Recorded) {
+        let map = self.of(state);
+        for mut entry in take(map, frames) {
+            if entry.told.state == state && entry.recorded == Recorded::UnderWay {
+                entry.recorded = recorded;
+            }
+            map.insert(entry.told.frames.start(), entry);
+        }
+        self.unrecorded.remove(frames);
+        let left = self.covering(frames).into_iter().filter(|entry| entry.recorded != Recorded::Yes);
+        let left: Vec<PfnRange> = left.map(|entry| entry.told.frames).collect();
+        self.unrecorded.extend(left);
     }
 
     /// The frames with a mark of this kind.

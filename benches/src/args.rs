@@ -17,6 +17,9 @@ pub struct Args {
     /// Writes a page with plots to this file, which needs no other
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Writes the tables of docs/BENCHMARKS.md to this file
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
     /// Asks only what has this word in its key or name
     #[arg(long, value_name = "WORD")]
     pub filter: Option<String>,

@@ -77,7 +77,8 @@ impl Stopwatch {
 /// How long a batch of hot operations lasts at least, so that reading the clock does not show.
 const BATCH: Duration = Duration::from_micros(200);
 
-/// A trial that asks again and again, and tells the mean of one batch. `op` says whether the answer was right.
+/// A trial that asks again and again, and tells the mean of one batch. `op` says whether the answer was right; nothing else
+/// keeps the compiler from asking once, so a question that reads plain memory must hide its argument from it.
 pub fn hot<'a>(mut op: impl FnMut() -> bool + 'a) -> Trial<'a> {
     let mut calls = 0_u32;
     Box::new(move || {
@@ -94,7 +95,7 @@ pub fn hot<'a>(mut op: impl FnMut() -> bool + 'a) -> Trial<'a> {
 fn timed(calls: u32, op: &mut impl FnMut() -> bool) -> anyhow::Result<Duration> {
     let (mut wrong, start) = (0_u32, Stopwatch::start());
     for _ in 0..calls {
-        wrong += u32::from(!black_box(op()));
+        wrong += u32::from(!op());
     }
     let elapsed = start.elapsed();
     ensure!(wrong == 0, "{wrong} of {calls} answers were wrong");
@@ -102,29 +103,76 @@ fn timed(calls: u32, op: &mut impl FnMut() -> bool) -> anyhow::Result<Duration> 
 }
 
 /// A trial that prepares, untimed, and then runs all of a batch; it tells the mean of one. `run` says how many went wrong.
-pub fn batch<'a, T>(mut prepare: impl FnMut() -> anyhow::Result<T> + 'a, mut run: impl FnMut(&T) -> u64 + 'a) -> Trial<'a>
-where
-    T: AsRef<[u64]>,
-{
+pub fn batch<'a, Q: 'a>(
+    mut prepare: impl FnMut() -> anyhow::Result<Vec<Q>> + 'a,
+    mut run: impl FnMut(&[Q]) -> u64 + 'a,
+) -> Trial<'a> {
     Box::new(move || {
         let list = prepare()?;
         let start = Stopwatch::start();
         let wrong = run(&list);
         let elapsed = nanos(start.elapsed());
-        ensure!(wrong == 0, "{wrong} of {} operations went wrong", list.as_ref().len());
-        Ok(elapsed / as_f64(list.as_ref().len().max(1) as u64))
+        ensure!(wrong == 0, "{wrong} of {} operations went wrong", list.len());
+        Ok(elapsed / as_f64(list.len().max(1) as u64))
     })
 }
 
-/// A trial over one operation on swept caches. The clock's own cost is taken off.
-pub fn cold<'a>(sweeper: &Rc<Sweeper>, mut op: impl FnMut() -> bool + 'a) -> Trial<'a> {
+/// A trial that asks the same hot questions, drawn beforehand, again and again, and tells the mean of one. `ask` says whether
+/// an answer was right.
+pub fn hot_list<'a, Q: 'a>(questions: Vec<Q>, mut ask: impl FnMut(&Q) -> bool + 'a) -> Trial<'a> {
+    const ROUNDS: u32 = 64;
+    Box::new(move || {
+        let (mut wrong, start) = (0_u64, Stopwatch::start());
+        for _ in 0..ROUNDS {
+            for question in &questions {
+                wrong += u64::from(!ask(question));
+            }
+        }
+        let elapsed = nanos(start.elapsed());
+        ensure!(wrong == 0, "{wrong} answers were wrong");
+        Ok(elapsed / f64::from(ROUNDS) / as_f64(questions.len().max(1) as u64))
+    })
+}
+
+/// A trial that runs so many operations that were drawn beforehand, and tells the mean of one. `prepare` is not timed; `run`
+/// says how many went wrong.
+pub fn drawn<'a>(
+    operations: usize,
+    mut prepare: impl FnMut() -> anyhow::Result<()> + 'a,
+    mut run: impl FnMut() -> u64 + 'a,
+) -> Trial<'a> {
+    Box::new(move || {
+        prepare()?;
+        let start = Stopwatch::start();
+        let wrong = run();
+        let elapsed = nanos(start.elapsed());
+        ensure!(wrong == 0, "{wrong} of {operations} operations went wrong");
+        Ok(elapsed / as_f64(operations.max(1) as u64))
+    })
+}
+
+/// What so many operations take, seen from runs of some other number of them: for harnesses that ask so. `run` prepares, and
+/// tells how long how many took.
+pub fn scaled(operations: u64, mut run: impl FnMut() -> anyhow::Result<(Duration, u64)>) -> anyhow::Result<Duration> {
+    let (mut spent, mut done) = (Duration::ZERO, 0);
+    while done < operations {
+        let (took, count) = run()?;
+        ensure!(count > 0, "a run without operations");
+        (spent, done) = (spent + took, done + count);
+    }
+    Ok(spent.mul_f64(as_f64(operations) / as_f64(done.max(1))))
+}
+
+/// A trial over one operation on swept caches, about something that `draw` chose before. The clock's own cost is taken off.
+pub fn cold<'a, Q: 'a>(sweeper: &Rc<Sweeper>, mut draw: impl FnMut() -> Q + 'a, mut op: impl FnMut(Q) -> bool + 'a) -> Trial<'a> {
     let (clock, sweeper) = (crate::floor::clock_ns(), Rc::clone(sweeper));
     Box::new(move || {
+        let question = draw();
         sweeper.sweep();
         // The clock's own code and data were swept too; they are no part of the question.
         black_box(Instant::now());
         let start = Instant::now();
-        let right = black_box(op());
+        let right = black_box(op(question));
         let elapsed = nanos(start.elapsed());
         ensure!(right, "the answer was wrong");
         Ok((elapsed - clock).max(0.1))

@@ -28,20 +28,20 @@ pub struct Floor {
     pub clock_ns: f64,
 }
 
-/// One sample of the locked read-modify-write.
+/// One sample of the locked read-modify-write: `xadd` on a line that stays in the nearest cache, each adding what the one
+/// before it gave, so that none starts before its forerunner has ended.
 #[must_use]
 pub fn rmw_sample() -> f64 {
-    const CALLS: u32 = 4096;
-    let line = AtomicU64::new(0);
-    let start = Instant::now();
+    const CALLS: u32 = 32_768;
+    let line = AtomicU64::new(1);
+    let line = black_box(&line);
+    let start = Stopwatch::start();
     let mut next = 1;
     for _ in 0..CALLS {
-        // The result decides what is added next, so that they cannot overlap.
-        next = (black_box(&line).fetch_add(next, Ordering::SeqCst) & 1) + 1;
+        next = line.fetch_add(next, Ordering::SeqCst);
     }
-    let elapsed = nanos(start.elapsed());
     black_box(next);
-    elapsed / f64::from(CALLS)
+    nanos(start.elapsed()) / f64::from(CALLS)
 }
 
 /// A chain of pointers through every line of some memory, in one random circle.

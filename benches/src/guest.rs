@@ -120,6 +120,46 @@ impl Toggler {
     }
 }
 
+/// Conversions that were drawn beforehand: run from first to last, then from last to first and undone, and so on. So every
+/// run changes every frame in it, the density stays, and nothing is drawn, which would empty the caches, between runs.
+pub struct Swing {
+    frames: u64,
+    /// As a [`Toggler`] codes them; 1 TiB of frames leaves room for the bit.
+    steps: Vec<u32>,
+    back: bool,
+}
+
+impl Swing {
+    /// Conversions of blocks of this order, as a [`Toggler`] planned them.
+    pub fn new(order: Order, plan: &[u64]) -> anyhow::Result<Self> {
+        let steps = plan.iter().map(|coded| u32::try_from(*coded)).collect::<Result<_, _>>();
+        Ok(Self { frames: order.frames(), steps: steps.context("a block's number is too large")?, back: false })
+    }
+
+    /// How many conversions one run has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Whether there is nothing to run.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// One run; how many conversions did not change what they should.
+    pub fn run(&mut self, guest: &Guest) -> u64 {
+        let (frames, back) = (self.frames, self.back);
+        self.back = !back;
+        let convert = |coded: &u32| {
+            let start = u64::from(coded / 2) * frames;
+            u64::from(!guest.convert(start, frames, (coded % 2 == 1) != back))
+        };
+        if back { self.steps.iter().rev().map(convert).sum() } else { self.steps.iter().map(convert).sum() }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -130,8 +170,9 @@ mod tests {
         let guest = Guest::new(1).unwrap();
         let before = guest.share_random(Order::BASE, 0.1, 5);
         let mut toggler = Toggler::new(guest.frames, 0.1, 5);
-        for coded in toggler.plan(10_000) {
-            assert!(guest.convert(coded / 2, 1, coded % 2 == 1), "{coded}");
+        let mut swing = Swing::new(Order::BASE, &toggler.plan(10_000)).unwrap();
+        for _ in 0..3 {
+            assert_eq!(swing.run(&guest), 0);
         }
         assert_eq!(guest.pool.stats().shared, before);
         assert!(guest.pool.verify().is_sound());

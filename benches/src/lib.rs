@@ -1,8 +1,8 @@
 //! The benchmarks of pageless: the standalone comparison with its rivals, and the workloads that other benchmarks share.
 //!
 //! A [`Contest`](contest::Contest) is one question with all its contenders; [`Bench`](bench::Bench) runs contests,
-//! interleaved; [`question`] has them all, in order; [`Report`](report::Report) keeps what was seen, and `table`, `html`
-//! and its JSON show it.
+//! interleaved; [`question`] has them all, in order; [`Report`](report::Report) keeps what was seen, and `table`, `html`,
+//! `markdown` and its JSON show it.
 #![deny(unsafe_code)] // Allowed where a module says why.
 
 pub mod args;
@@ -16,6 +16,7 @@ pub mod floor;
 pub mod guest;
 pub mod html;
 pub mod machine;
+pub mod markdown;
 pub mod question;
 pub mod report;
 pub mod rival;

@@ -28,6 +28,7 @@ const INTENT_SHIFT: u32 = 40;
 const INTENTS: [Intent; 5] = [Intent::Share, Intent::Unshare, Intent::Reclaim, Intent::Detach, Intent::Resize];
 
 impl Packed {
+    #[inline]
     fn new(mark: Mark) -> Self {
         let word =
             u64::from(mark.span.start()) | u64::from(mark.span.frames()) << LENGTH_SHIFT | (mark.intent as u64) << INTENT_SHIFT;
@@ -66,6 +67,7 @@ impl Converting {
 
     /// Whether no operation is under way.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.inline[0].word == 0 && self.inline[1].word == 0 && self.more.is_none()
     }
@@ -77,11 +79,13 @@ impl Converting {
 
     /// A mark that shares a frame with `span`.
     #[must_use]
+    #[inline]
     pub fn overlap(&self, span: Span) -> Option<Mark> {
         if self.is_empty() { None } else { self.marks().find(|mark| mark.span.overlaps(span)) }
     }
 
     /// Sets a mark. The caller has checked that nothing overlaps it.
+    #[inline]
     pub fn mark(&mut self, mark: Mark) {
         let packed = Packed::new(mark);
         match self.inline.iter_mut().find(|place| place.word == 0) {
@@ -103,9 +107,14 @@ impl Converting {
     }
 
     /// Clears `mark`, if it is there just as it was set.
+    #[inline]
     pub fn clear_exact(&mut self, mark: Mark) -> bool {
         let packed = Packed::new(mark);
-        let found = self.inline.contains(&packed) || self.more.as_ref().is_some_and(|more| more.contains(&packed));
+        if let Some(place) = self.inline.iter_mut().find(|place| **place == packed) {
+            *place = Packed::default();
+            return true;
+        }
+        let found = self.more.as_ref().is_some_and(|more| more.contains(&packed));
         if found {
             self.remove(mark);
         }

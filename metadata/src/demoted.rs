@@ -3,17 +3,14 @@
 //! A GiB starts with one leaf of 1 GiB. A conversion demotes only the leaves that straddle its edges: the GiB into 2 MiB
 //! leaves, and the block at the head and at the tail into 4 KiB leaves. The interior is never touched.
 
-use bitvec::prelude::{BitArr, Lsb0, bitarr};
-
-use crate::{GIB_BLOCKS, Order, Span};
-
-type Blocks = BitArr!(for 512, in u64, Lsb0);
+use crate::bits::{self, Bits512};
+use crate::{BLOCK_FRAMES, GIB_BLOCKS, Order, Span};
 
 /// The demotions of one GiB.
 #[derive(Debug, Default)]
 pub struct Demoted {
     // Boxed and absent while no block is broken: most GiBs of most hosts. `gib` is true whenever a block is.
-    blocks: Option<Box<Blocks>>,
+    blocks: Option<Box<Bits512>>,
     gib: bool,
 }
 
@@ -36,7 +33,7 @@ impl Demoted {
     /// The largest leaf that maps `frame` now.
     #[must_use]
     pub fn leaf(&self, frame: u32) -> Order {
-        match (self.gib, self.is_broken(frame / crate::BLOCK_FRAMES)) {
+        match (self.gib, self.is_broken(frame / BLOCK_FRAMES)) {
             (_, true) => Order::BASE,
             (true, false) => Order::MIB2,
             (false, false) => Order::GIB1,
@@ -45,6 +42,7 @@ impl Demoted {
 
     /// What making the edges of `span` leaf edges would demote anew.
     #[must_use]
+    #[inline]
     pub fn would_demote(&self, span: Span) -> NewDemotions {
         if span.is_whole() {
             return NewDemotions::default();
@@ -53,12 +51,18 @@ impl Demoted {
         NewDemotions { gib: !self.gib, blocks }
     }
 
+    /// Whether nothing straddles the edges of `span`, which lies in one block, because that block is broken already.
+    #[inline]
+    pub(crate) fn is_broken_at(&self, span: Span) -> bool {
+        span.is_in_one_block() && self.is_broken(span.start() / BLOCK_FRAMES)
+    }
+
     /// Demotes the leaves that straddle the edges of `span`.
     pub fn demote(&mut self, span: Span) -> NewDemotions {
         let new = self.would_demote(span);
         self.gib |= new.gib;
         for block in new.blocks.into_iter().flatten() {
-            self.blocks.get_or_insert_with(|| Box::new(bitarr![u64, Lsb0; 0; 512])).set(block as usize, true);
+            bits::fill(self.blocks.get_or_insert_default(), block, block + 1, true);
         }
         new
     }
@@ -66,8 +70,9 @@ impl Demoted {
     /// One 2 MiB leaf maps the block again.
     pub fn promote_block(&mut self, block: u32) {
         if let Some(blocks) = &mut self.blocks {
-            blocks.set(block.min(GIB_BLOCKS - 1) as usize, false);
-            if blocks.not_any() {
+            let block = block.min(GIB_BLOCKS - 1);
+            bits::fill(blocks, block, block + 1, false);
+            if **blocks == [0; 8] {
                 self.blocks = None;
             }
         }
@@ -87,17 +92,18 @@ impl Demoted {
     /// The number of 2 MiB blocks that are mapped by 4 KiB leaves.
     #[must_use]
     pub fn broken_blocks(&self) -> u32 {
-        self.blocks.as_ref().map_or(0, |blocks| u32::try_from(blocks.count_ones()).unwrap_or(GIB_BLOCKS))
+        self.blocks.as_ref().map_or(0, |blocks| blocks.iter().map(|word| word.count_ones()).sum())
     }
 
     /// Bytes on the heap.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        self.blocks.as_ref().map_or(0, |_| size_of::<Blocks>())
+        self.blocks.as_ref().map_or(0, |_| size_of::<Bits512>())
     }
 
+    #[inline]
     fn is_broken(&self, block: u32) -> bool {
-        self.blocks.as_ref().is_some_and(|blocks| blocks[block.min(GIB_BLOCKS - 1) as usize])
+        self.blocks.as_ref().is_some_and(|blocks| bits::has(blocks, block.min(GIB_BLOCKS - 1)))
     }
 }
 

@@ -149,6 +149,7 @@ impl Gib {
     }
 
     /// A number for an operation that begins in this GiB, the `gib`th of the pool.
+    #[inline]
     pub fn next_operation(&mut self, gib: u64) -> OperationId {
         self.turn += 1;
         OperationId::new(gib, self.turn)
@@ -165,20 +166,36 @@ impl Gib {
         Ok(())
     }
 
-    /// Begins a conversion of `span` at once, if nothing at all is in its way and all of it changes; none, and nothing done,
-    /// where somebody must look closer with [`obstacle`](Self::obstacle) and [`to_change`](Self::to_change).
-    pub fn begin_at_once(&mut self, span: Span, allocation: AllocationId, intent: Intent, gib: u64) -> Option<OperationId> {
-        let from = if intent == Intent::Share { Uniformity::AllPrivate } else { Uniformity::AllShared };
-        let clear = self.tenure.is_live(span, allocation)
+    /// Begins a conversion of `span` at once, if nothing at all is in its way and what changes is one run: returns that run. None,
+    /// and nothing done, where somebody must look closer with [`obstacle`](Self::obstacle) and [`to_change`](Self::to_change).
+    #[inline(always)]
+    pub fn begin_at_once(
+        &mut self,
+        span: Span,
+        allocation: AllocationId,
+        intent: Intent,
+        gib: u64,
+    ) -> Option<(OperationId, Span)> {
+        let whole = self.tenure.live_owner_of_all() == Some(allocation);
+        let clear = (whole || self.tenure.is_live(span, allocation))
             && self.rare.as_ref().is_none_or(|rare| rare.is_clear(span))
-            && self.converting.overlap(span).is_none()
-            && self.share.uniformity(span) == from;
-        if !clear || self.share.reserve(span).is_err() {
+            && self.converting.overlap(span).is_none();
+        if !clear {
             return None;
         }
+        let shared = intent == Intent::Share;
+        let changes = if self.share.reserve_change(span, shared) { span } else { self.reserve_one_run(span, shared)? };
         let operation = self.next_operation(gib);
         self.converting.mark(Mark { span, operation, intent });
-        Some(operation)
+        Some((operation, changes))
+    }
+
+    /// Reserves `span` where only one run of it is not `shared` (or not private) yet, and returns that run.
+    #[inline(never)]
+    fn reserve_one_run(&mut self, span: Span, shared: bool) -> Option<Span> {
+        let run = self.share.next_run(span, !shared)?;
+        let another = Span::new(run.end(), span.end()).and_then(|rest| self.share.next_run(rest, !shared));
+        (another.is_none() && self.share.reserve(span).is_ok()).then_some(run)
     }
 
     /// The operation was refused: nothing has happened.
@@ -195,6 +212,8 @@ impl Gib {
         let mut late: SmallVec<[Span; 2]> = smallvec![span];
         while let Some((part, intent)) = self.clear_mark(operation, span) {
             late = late.into_iter().flat_map(|rest| rest.subtract(part)).flatten().collect();
+            // The reservation ends first: the set that it was made for is the next thing that happens here.
+            self.unreserve(part, intent);
             match ending {
                 Ending::Proven => self.complete(part, intent, &mut parts),
                 Ending::Quarantine => {
@@ -206,7 +225,6 @@ impl Gib {
                     parts.push((part, Ended::Lost));
                 }
             }
-            self.unreserve(part, intent);
         }
         parts.extend(late.into_iter().map(|rest| (rest, Ended::TooLate)));
         parts
@@ -214,18 +232,20 @@ impl Gib {
 
     /// Ends a proven conversion that nothing came between, at no more cost than it must have: no rare fact about its frames, one
     /// live owner, the mark as it was set. Says false, and does nothing, where [`finish`](Self::finish) must look closer.
+    #[inline(always)]
     pub fn flip(&mut self, operation: OperationId, span: Span, intent: Intent) -> bool {
-        let live = matches!(self.tenure.sole(span), Some(Tenant { released: false, .. }));
-        let rare = self.rare.as_ref().is_some_and(|rare| rare.withdrawn(span) || rare.unknown.overlaps(span));
-        if rare || !live || !changes_shareability(intent) {
+        let live = self.tenure.live_owner_of_all().is_some() || self.has_one_live_tenant(span);
+        let unusual = self.rare.as_ref().is_some_and(|rare| !rare.is_known_and_sound(span));
+        if unusual || !live || !changes_shareability(intent) {
             return false;
         }
         if !self.converting.clear_exact(Mark { span, operation, intent }) {
             return false;
         }
-        self.share.set(span, intent == Intent::Share);
-        self.share.unreserve(span);
-        self.demoted.demote(span);
+        self.share.set_reserved(span, intent == Intent::Share);
+        if !self.demoted.is_broken_at(span) {
+            self.demoted.demote(span);
+        }
         true
     }
 
@@ -343,6 +363,11 @@ impl Gib {
         self.share.unreserve(whole);
     }
 
+    #[inline(never)]
+    fn has_one_live_tenant(&self, span: Span) -> bool {
+        matches!(self.tenure.sole(span), Some(Tenant { released: false, .. }))
+    }
+
     fn unreserve(&mut self, part: Span, intent: Intent) {
         if changes_shareability(intent) {
             self.share.unreserve(part);
@@ -376,6 +401,10 @@ impl Gib {
             Intent::Reclaim => {
                 self.tenure.vacate(span);
                 self.set_shareability(span, Shareability::Private);
+                if self.share.whole().is_some() {
+                    // A free GiB needs no leaves. Only a GiB in use keeps them against the next conversion.
+                    self.share.compact();
+                }
             }
             Intent::Detach | Intent::Resize => {}
         }
@@ -403,11 +432,18 @@ impl Gib {
 }
 
 impl Rare {
-    fn is_empty(&self) -> bool {
+    #[cold]
+    pub(crate) fn is_empty(&self) -> bool {
         self.planes().iter().all(|plane| plane.is_empty()) && self.holds.is_empty() && self.guards.is_empty()
     }
 
+    #[cold]
+    fn is_known_and_sound(&self, span: Span) -> bool {
+        self.planes().iter().all(|plane| !plane.overlaps(span))
+    }
+
     /// Whether no fact here concerns a frame of `span`.
+    #[cold]
     fn is_clear(&self, span: Span) -> bool {
         self.planes().iter().all(|plane| !plane.overlaps(span))
             && self.holds.overlap(span).is_none()

@@ -1,8 +1,9 @@
 //! The 64-byte leaves of a GiB's mixed blocks, and who has which.
 //!
 //! Leaves live in chunks of 32. A chunk that no leaf uses is freed, except one that is kept so that a guest toggling one
-//! frame does not pay the allocator each time. A *pinned* block keeps its leaf whether or not it is mixed: that is how a
-//! reservation promises that the set it was made for allocates nothing, whatever is set in between.
+//! frame does not pay the allocator each time. A *promise* of leaves, which is what a reservation is here, says no more than
+//! how many must be there to be taken: so many free leaves stay in chunks that exist, whatever is taken and given back
+//! meanwhile, and nobody has to note for which blocks.
 
 use crate::bits::Bits512;
 use crate::try_box::{NoMemory, try_array};
@@ -21,20 +22,30 @@ pub(crate) struct LeafStore {
     /// Per chunk, the leaves that nobody has. Zero where the chunk is absent.
     free: [u32; CHUNKS],
     chunks: [Option<Box<[Leaf; CHUNK_LEAVES]>>; CHUNKS],
-    /// Reservations per block; absent until the first one.
-    pins: Option<Box<[u16; 512]>>,
+    /// How many leaves nobody has, in all chunks.
+    available: u32,
+    /// How many of them are promised. Less than is available, unless every chunk exists: then no block can go without.
+    promised: u32,
     /// Chunks with a free leaf.
     roomy: u16,
-    /// Chunks with free leaves only: at most one.
+    /// Chunks with free leaves only: one, and as many more as promises need.
     spare: u16,
 }
 
 impl LeafStore {
-    /// The heap bytes of a store whose every block has a leaf, without pins and without the store itself.
+    /// The heap bytes of a store whose every block has a leaf, without the store itself.
     pub(crate) const MAX_CHUNK_BYTES: usize = 512 * size_of::<Leaf>();
 
     pub(crate) const fn new() -> Self {
-        Self { slots: [NONE; 512], free: [0; CHUNKS], chunks: [const { None }; CHUNKS], pins: None, roomy: 0, spare: 0 }
+        Self {
+            slots: [NONE; 512],
+            free: [0; CHUNKS],
+            chunks: [const { None }; CHUNKS],
+            available: 0,
+            promised: 0,
+            roomy: 0,
+            spare: 0,
+        }
     }
 
     /// The leaf of `block`.
@@ -51,29 +62,24 @@ impl LeafStore {
         self.chunks.get_mut(slot / CHUNK_LEAVES)?.as_mut().map(|chunk| &mut chunk[slot % CHUNK_LEAVES])
     }
 
-    /// Gives `block` a leaf with unspecified bits, unless it has one.
+    /// Gives `block` a leaf with unspecified bits, unless it has one. None of the promised ones, unless there are others.
     #[inline]
     pub(crate) fn take(&mut self, block: u32) -> Result<(), NoMemory> {
         if self.slots[block as usize] == NONE {
-            // The spare comes last, so that it stays spare.
+            if self.available <= self.promised {
+                self.make_room(1)?;
+            }
+            // The spares come last, so that they stay spare.
             let used = self.roomy & !self.spare;
-            let chunk = if used != 0 {
-                used.trailing_zeros() as usize
-            } else if self.spare != 0 {
-                self.spare.trailing_zeros() as usize
-            } else {
-                self.add_chunk()?
-            };
+            let chunk = if used != 0 { used } else { self.roomy }.trailing_zeros() as usize;
             self.slots[block as usize] = self.occupy(chunk);
         }
         Ok(())
     }
 
-    /// Takes the leaf of `block` back, unless a reservation keeps it.
+    /// Takes the leaf of `block` back.
+    #[inline]
     pub(crate) fn give_back(&mut self, block: u32) {
-        if self.pinned(block) {
-            return;
-        }
         let slot = std::mem::replace(&mut self.slots[block as usize], NONE) as usize;
         let chunk = slot / CHUNK_LEAVES;
         if slot == NONE as usize {
@@ -81,38 +87,44 @@ impl LeafStore {
         }
         self.free[chunk] |= 1 << (slot % CHUNK_LEAVES);
         self.roomy |= 1 << chunk;
+        self.available += 1;
         if self.free[chunk] == u32::MAX {
-            if self.spare == 0 { self.spare = 1 << chunk } else { self.drop_chunk(chunk) }
+            self.spare |= 1 << chunk;
+            self.drop_needless();
         }
     }
 
-    /// Gives `block` a leaf that stays until as many calls of [`Self::unpin`] as of this.
-    pub(crate) fn pin(&mut self, block: u32) -> Result<(), NoMemory> {
-        // The pins first: a leaf that was taken before a refusal would belong to nobody.
-        if self.pins.is_none() {
-            self.pins = Some(try_array(0)?);
+    /// Promises that so many leaves, 2 at most, can be taken without asking the allocator right after [`Self::redeem`] has
+    /// ended the promise.
+    #[inline]
+    pub(crate) fn promise(&mut self, leaves: u32) -> Result<(), NoMemory> {
+        if self.available < self.promised + leaves {
+            self.make_room(leaves)?;
         }
-        self.take(block)?;
-        let Some(pins) = &mut self.pins else { return Ok(()) };
-        let count = &mut pins[block as usize];
-        // One operation per frame is the most there can be, so the limit is far away; past it, refuse rather than wrap.
-        *count = count.checked_add(1).ok_or(NoMemory { bytes: size_of::<Leaf>() })?;
+        self.promised += leaves;
         Ok(())
     }
 
-    /// Undoes one [`Self::pin`], and says whether it was the block's last.
-    pub(crate) fn unpin(&mut self, block: u32) -> bool {
-        let Some(count) = self.pins.as_mut().map(|pins| &mut pins[block as usize]) else { return false };
-        debug_assert!(*count > 0, "block {block} is unreserved more often than reserved");
-        *count = count.saturating_sub(1);
-        *count == 0
+    /// Ends a promise of so many leaves. They are there until something else is taken or given back.
+    #[inline]
+    pub(crate) fn redeem(&mut self, leaves: u32) {
+        debug_assert!(self.promised >= leaves, "{leaves} leaves are redeemed, {} were promised", self.promised);
+        self.promised = self.promised.saturating_sub(leaves);
     }
 
-    /// Frees what is kept only for speed, and moves the leaves into as few chunks as they need. No block may be pinned.
+    /// Frees the chunks that a promise kept and that nothing needs any more. Two leaves more than are promised stay: they may
+    /// have been redeemed, and are about to be taken.
+    #[inline]
+    pub(crate) fn drop_needless(&mut self) {
+        while self.spare & self.spare.wrapping_sub(1) != 0 && self.available >= self.promised + 2 + u32::BITS {
+            self.drop_chunk(self.spare.trailing_zeros() as usize);
+        }
+    }
+
+    /// Frees what is kept only for speed, and moves the leaves into as few chunks as they need. Nothing may be promised.
     /// Says whether memory was freed.
     pub(crate) fn trim(&mut self) -> bool {
         let before = self.heap_bytes();
-        self.pins = None;
         let leaves = self.slots.iter().filter(|slot| **slot != NONE).count();
         let present = (0..CHUNKS).filter(|&chunk| self.chunks[chunk].is_some()).fold(0, |all: u16, chunk| all | 1 << chunk);
         let kept = lowest(present, leaves.div_ceil(CHUNK_LEAVES));
@@ -138,13 +150,12 @@ impl LeafStore {
         self.slots.iter().all(|slot| *slot == NONE)
     }
 
-    /// The bytes of the chunks and the pins.
+    /// The bytes of the chunks.
     pub(crate) fn heap_bytes(&self) -> usize {
-        let chunks = self.chunks.iter().flatten().count();
-        chunks * size_of::<[Leaf; CHUNK_LEAVES]>() + self.pins.as_ref().map_or(0, |pins| size_of_val(&**pins))
+        self.chunks.iter().flatten().count() * size_of::<[Leaf; CHUNK_LEAVES]>()
     }
 
-    /// Whether exactly the blocks that are mixed or pinned have a leaf, each its own, and the maps of chunks agree.
+    /// Whether exactly the mixed blocks have a leaf, each its own, and the maps of chunks and the counts agree.
     pub(crate) fn check(&self, mixed: impl Fn(u32) -> bool) -> Result<(), String> {
         let mut free = [0_u32; CHUNKS];
         for (chunk, free) in free.iter_mut().enumerate() {
@@ -152,9 +163,8 @@ impl LeafStore {
         }
         for block in 0..512 {
             let slot = self.slots[block as usize] as usize;
-            if (slot != NONE as usize) != (mixed(block) || self.pinned(block)) {
-                let (is, pin) = (mixed(block), self.pinned(block));
-                return Err(format!("block {block} has slot {slot:#x}, but is mixed: {is}, reserved: {pin}"));
+            if (slot != NONE as usize) != mixed(block) {
+                return Err(format!("block {block} has slot {slot:#x}, but is mixed: {}", mixed(block)));
             }
             if slot != NONE as usize {
                 let bit = 1 << (slot % CHUNK_LEAVES);
@@ -166,22 +176,30 @@ impl LeafStore {
         }
         let roomy = (0..CHUNKS).filter(|&chunk| free[chunk] != 0).fold(0, |all: u16, chunk| all | 1 << chunk);
         let spare = (0..CHUNKS).filter(|&chunk| free[chunk] == u32::MAX).fold(0, |all: u16, chunk| all | 1 << chunk);
-        if (free, roomy, spare) != (self.free, self.roomy, self.spare) || spare.count_ones() > 1 {
+        if (free, roomy, spare) != (self.free, self.roomy, self.spare) {
             let kept = (self.free, self.roomy, self.spare);
             return Err(format!("free leaves, roomy and spare chunks are {kept:x?}, the slots say {:x?}", (free, roomy, spare)));
+        }
+        let available: u32 = free.iter().map(|chunk| chunk.count_ones()).sum();
+        if available != self.available {
+            return Err(format!("{} leaves are counted as free, {available} are", self.available));
+        }
+        if available < self.promised && !self.is_complete() {
+            return Err(format!("{} leaves are promised, {available} are free", self.promised));
         }
         Ok(())
     }
 
-    #[inline]
-    fn pinned(&self, block: u32) -> bool {
-        self.pins.as_ref().is_some_and(|pins| pins[block as usize] > 0)
+    /// Whether every chunk exists, so that there is a leaf for every block.
+    fn is_complete(&self) -> bool {
+        self.chunks.iter().all(Option::is_some)
     }
 
     /// The slot of a free leaf of `chunk`, which is present and has one.
     fn occupy(&mut self, chunk: usize) -> u16 {
         let leaf = self.free[chunk].trailing_zeros() as usize;
         self.free[chunk] &= !(1 << leaf);
+        self.available -= 1;
         self.spare &= !(1 << chunk);
         if self.free[chunk] == 0 {
             self.roomy &= !(1 << chunk);
@@ -192,19 +210,22 @@ impl LeafStore {
         slot
     }
 
+    /// Adds a chunk if so many more leaves than are promised are not there, and one can be added.
     #[cold]
-    fn add_chunk(&mut self) -> Result<usize, NoMemory> {
-        // Asked for only when every present chunk is full and a block still has no leaf: so one chunk is absent.
-        let chunk = self.chunks.iter().position(Option::is_none).unwrap_or(0);
+    fn make_room(&mut self, leaves: u32) -> Result<(), NoMemory> {
+        let Some(chunk) = self.chunks.iter().position(Option::is_none) else { return Ok(()) };
+        debug_assert!(leaves <= u32::BITS, "a chunk has {} leaves", u32::BITS);
         self.chunks[chunk] = Some(try_array([0; 8])?);
         self.free[chunk] = u32::MAX;
+        self.available += u32::BITS;
         self.roomy |= 1 << chunk;
-        self.spare = 1 << chunk;
-        Ok(chunk)
+        self.spare |= 1 << chunk;
+        Ok(())
     }
 
     fn drop_chunk(&mut self, chunk: usize) {
         self.chunks[chunk] = None;
+        self.available -= self.free[chunk].count_ones();
         self.free[chunk] = 0;
         self.roomy &= !(1 << chunk);
         self.spare &= !(1 << chunk);

@@ -15,7 +15,7 @@ pub(crate) type Flat = [u8; GIB_FRAMES as usize / 8];
 pub(crate) struct Leaves {
     /// Blocks whose every bit is set. Disjoint from `mixed`.
     full: Bits512,
-    /// Blocks with bits of both values: exactly these have a leaf (and those that a reservation pins).
+    /// Blocks with bits of both values: exactly these have a leaf.
     mixed: Bits512,
     store: Option<TryBox<LeafStore>>,
 }
@@ -43,16 +43,20 @@ impl Leaves {
     }
 
     /// The value that all bits of `span` have, unless both occur.
+    #[inline]
     pub(crate) fn same(&self, span: Span) -> Option<bool> {
-        let block = span.start() / BLOCK_FRAMES;
-        if (span.end() - 1) / BLOCK_FRAMES == block {
-            let (from, to) = within(span, block);
-            return match self.leaf(block) {
-                Some(_) if span.frames() == BLOCK_FRAMES => None,
-                Some(leaf) => bits::same(leaf, from, to),
-                None => Some(bits::has(&self.full, block)),
-            };
+        if !span.is_in_one_block() {
+            return self.same_across(span);
         }
+        let block = span.start() / BLOCK_FRAMES;
+        match self.leaf(block) {
+            None => Some(bits::has(&self.full, block)),
+            Some(leaf) if span.frames() == 1 => Some(bits::has(leaf, span.start() % BLOCK_FRAMES)),
+            Some(leaf) => bits::same(leaf, span.start() % BLOCK_FRAMES, (span.end() - 1) % BLOCK_FRAMES + 1),
+        }
+    }
+
+    fn same_across(&self, span: Span) -> Option<bool> {
         let first = self.contains(span.start());
         self.seek(span.start(), span.end(), !first).is_none().then_some(first)
     }
@@ -62,9 +66,13 @@ impl Leaves {
     #[inline]
     pub(crate) fn try_set(&mut self, span: Span, value: bool) -> Result<u32, NoMemory> {
         let block = span.start() / BLOCK_FRAMES;
-        if (span.end() - 1) / BLOCK_FRAMES == block {
+        if span.is_in_one_block() {
             return if span.frames() < BLOCK_FRAMES { self.edit(block, span, value) } else { Ok(self.fill_one(block, value)) };
         }
+        self.try_set_across(span, value)
+    }
+
+    fn try_set_across(&mut self, span: Span, value: bool) -> Result<u32, NoMemory> {
         let [head, tail] = span.partial_blocks();
         let mut changed = 0;
         for block in [head, tail].into_iter().flatten() {
@@ -80,23 +88,56 @@ impl Leaves {
         self.try_set(span, value).unwrap_or_else(|refused| refused.abort())
     }
 
-    /// Makes sure that setting `span` allocates nothing until [`Self::unpin`]. On an error nothing is pinned.
-    pub(crate) fn pin(&mut self, span: Span) -> Result<(), NoMemory> {
-        let [head, tail] = span.partial_blocks();
-        let Some(head) = head.or(tail) else { return Ok(()) };
-        let store = opened(&mut self.store)?;
-        store.pin(head)?;
-        let Some(tail) = tail.filter(|tail| *tail != head) else { return Ok(()) };
-        let pinned = store.pin(tail);
-        if pinned.is_err() {
-            self.unpin_block(head);
+    /// Makes sure that setting `span` right after [`Self::redeem`] allocates nothing. On an error nothing is promised.
+    #[inline]
+    pub(crate) fn promise(&mut self, span: Span) -> Result<(), NoMemory> {
+        match span.partial_blocks_count() {
+            0 => Ok(()),
+            leaves => opened(&mut self.store)?.promise(leaves),
         }
-        pinned
     }
 
-    /// Undoes one [`Self::pin`] of the same span.
-    pub(crate) fn unpin(&mut self, span: Span) {
-        span.partial_blocks().into_iter().flatten().for_each(|block| self.unpin_block(block));
+    /// Ends one [`Self::promise`] of the same span.
+    #[inline]
+    pub(crate) fn redeem(&mut self, span: Span) {
+        if let Some(store) = &mut self.store {
+            store.redeem(span.partial_blocks_count());
+        }
+    }
+
+    /// [`Self::promise`] for one frame of a mixed block whose bit is `value`; false, and nothing done, where it is another case.
+    #[inline]
+    pub(crate) fn promise_frame(&mut self, frame: u32, value: bool) -> bool {
+        let Some(store) = &mut self.store else { return false };
+        let has = |leaf: &Leaf| bits::has(leaf, frame % BLOCK_FRAMES) == value;
+        store.leaf(frame / BLOCK_FRAMES).is_some_and(has) && store.promise(1).is_ok()
+    }
+
+    /// [`Self::redeem`] and [`Self::set`] for one frame of a mixed block that stays mixed and whose bit changes; false, and
+    /// nothing done, where it is another case.
+    #[inline]
+    pub(crate) fn redeem_frame(&mut self, frame: u32, value: bool) -> bool {
+        let Some(store) = &mut self.store else { return false };
+        let Some(leaf) = store.leaf_mut(frame / BLOCK_FRAMES) else { return false };
+        let (word, mask) = bits::place(frame % BLOCK_FRAMES);
+        let after = leaf[word] ^ mask;
+        let changes = (leaf[word] & mask != 0) != value;
+        if !changes || after == if value { u64::MAX } else { 0 } {
+            // The block may be uniform afterwards.
+            return false;
+        }
+        leaf[word] = after;
+        store.redeem(1);
+        store.drop_needless();
+        true
+    }
+
+    /// Frees what ended promises have left behind.
+    #[inline]
+    pub(crate) fn tidy(&mut self) {
+        if let Some(store) = &mut self.store {
+            store.drop_needless();
+        }
     }
 
     /// The first longest run within `span` of frames whose bits are `value`.
@@ -105,7 +146,7 @@ impl Leaves {
         Span::new(start, self.seek(start, span.end(), !value).unwrap_or(span.end()))
     }
 
-    /// Frees what is kept only for speed. Nothing may be pinned. Says whether memory was freed.
+    /// Frees what is kept only for speed. Nothing may be promised. Says whether memory was freed.
     pub(crate) fn trim(&mut self) -> bool {
         let Some(store) = &mut self.store else { return false };
         let trimmed = store.trim();
@@ -206,6 +247,7 @@ impl Leaves {
     }
 
     /// Sets the frames of `span` that lie in `block`, which `span` covers in part.
+    #[inline]
     fn edit(&mut self, block: u32, span: Span, value: bool) -> Result<u32, NoMemory> {
         let (word, mask) = bits::place(block);
         let mixed = self.mixed[word] & mask != 0;
@@ -229,7 +271,7 @@ impl Leaves {
         // The first and the last word written say nearly always that the leaf is still mixed. Reading all eight at once
         // right after writing one would wait for that write each time.
         let all = if value { u64::MAX } else { 0 };
-        if leaf[from as usize / 64] == all && leaf[(to - 1) as usize / 64] == all && *leaf == [all; 8] {
+        if leaf[from as usize / 64] == all && leaf[(to - 1) as usize / 64] == all && leaf.iter().all(|word| *word == all) {
             self.mixed[word] &= !mask;
             self.full[word] |= if value { mask } else { 0 };
             store.give_back(block);
@@ -266,16 +308,6 @@ impl Leaves {
             self.full[word] = if value { self.full[word] | mask } else { self.full[word] & !mask };
         }
         changed
-    }
-
-    fn unpin_block(&mut self, block: u32) {
-        let mixed = bits::has(&self.mixed, block);
-        if let Some(store) = &mut self.store
-            && store.unpin(block)
-            && !mixed
-        {
-            store.give_back(block);
-        }
     }
 }
 

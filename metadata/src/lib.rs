@@ -3,7 +3,7 @@
 //! Read bottom-up. [`Pfn`] and [`Order`] are numbers, [`PfnRange`] is one run, [`RunSet`] several, [`Span`] a run within one
 //! GiB. [`FrameState`] is the state machine of one frame as one pure function. The planes ([`SharePlane`], [`SparsePlane`]),
 //! [`Tenure`], [`Converting`], [`Demoted`] and [`Holds`] keep one kind of fact for the frames of one GiB each; [`Gib`] puts
-//! them behind one interface. [`model`] is the same written the dumb way, for tests.
+//! them behind one interface, and [`Summary`] says the usual answers in a word. [`model`] is the same written the dumb way, for tests.
 #![forbid(unsafe_code)]
 
 mod account;
@@ -26,9 +26,11 @@ mod runs;
 mod shareability;
 mod span;
 mod sparse;
+mod summary;
 mod tenure;
 mod transition;
 mod try_box;
+mod whole_gib;
 
 pub use account::FrameCounts;
 pub use at_rest::PLANE_BYTES_MAX;
@@ -45,6 +47,7 @@ pub use runs::RunSet;
 pub use shareability::{SharePlane, Uniformity};
 pub use span::{BLOCK_FRAMES, GIB_BLOCKS, GIB_FRAMES, Span};
 pub use sparse::SparsePlane;
+pub use summary::Summary;
 pub use tenure::{Tenant, Tenure};
 pub use transition::{Forbidden, FrameEvent, FrameState, Occupancy, Shareability, Withdrawal};
 pub use try_box::NoMemory;

@@ -106,6 +106,13 @@ impl Gib {
         self.converting_obstacle(span)
     }
 
+    /// Whether nothing rare is known of any frame: none is withdrawn, unknown, held or guarded. One load.
+    #[must_use]
+    #[inline]
+    pub const fn is_plain(&self) -> bool {
+        self.rare.is_none()
+    }
+
     /// Whether a map guard is out on a frame of `span`: an operation must wait until it is dropped.
     #[must_use]
     pub fn is_guarded(&self, span: Span) -> bool {

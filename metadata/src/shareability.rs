@@ -68,6 +68,17 @@ impl SharePlane {
         self.shared
     }
 
+    /// Whether all frames are shared (true), or private (false); none where there are both. One load.
+    #[must_use]
+    #[inline]
+    pub const fn whole(&self) -> Option<bool> {
+        match self.shared {
+            0 => Some(false),
+            GIB_FRAMES => Some(true),
+            _ => None,
+        }
+    }
+
     /// Whether `frame`, counted from the start of the GiB, is shared.
     #[must_use]
     pub fn is_shared(&self, frame: u32) -> bool {
@@ -80,12 +91,9 @@ impl SharePlane {
 
     /// What the frames of `span` have in common. Looks into leaves only of blocks that are mixed.
     #[must_use]
+    #[inline]
     pub fn uniformity(&self, span: Span) -> Uniformity {
-        let whole = match self.shared {
-            0 => Some(false),
-            GIB_FRAMES => Some(true),
-            _ => None,
-        };
+        let whole = self.whole();
         if whole.is_some() || span.is_whole() {
             return Uniformity::of(whole);
         }
@@ -96,46 +104,115 @@ impl SharePlane {
         })
     }
 
-    /// Makes sure that a later [`Self::set`] of `span` allocates nothing, whatever is set in between. Reservations are
-    /// counted: each is undone by one [`Self::unreserve`] of the same span. The whole GiB needs none.
+    /// Makes sure that a later [`Self::set_reserved`] of `span` allocates nothing, whatever is set in between. Reservations
+    /// are counted: each is undone by one [`Self::unreserve`] or [`Self::set_reserved`] of the same span. The whole GiB needs
+    /// none.
     ///
     /// # Errors
     ///
     /// [`NoMemory`], and then nothing is reserved and no frame has changed.
+    #[inline]
     pub fn reserve(&mut self, span: Span) -> Result<(), NoMemory> {
         if span.is_whole() {
             return Ok(());
         }
         let reserved = self.reserved.checked_add(1).ok_or(NoMemory { bytes: 0 })?;
-        self.opened()?.pin(span)?;
+        self.opened()?.promise(span)?;
         self.reserved = reserved;
         Ok(())
     }
 
+    /// Reserves `span` if every frame of it is private, for a change to `shared`, or every one is shared, for the other; false,
+    /// and nothing done, where that is not so or the memory is not there.
+    #[inline(always)]
+    pub fn reserve_change(&mut self, span: Span, shared: bool) -> bool {
+        // One frame of a block that is mixed: what most guests do most of the time.
+        if let Form::Open(leaves) = &mut self.form
+            && span.frames() == 1
+            && leaves.promise_frame(span.start(), !shared)
+        {
+            self.reserved += 1;
+            return true;
+        }
+        self.reserve_change_of_many(span, shared)
+    }
+
+    #[inline(never)]
+    fn reserve_change_of_many(&mut self, span: Span, shared: bool) -> bool {
+        let before = Some(!shared);
+        match &mut self.form {
+            _ if span.is_whole() => self.whole() == before,
+            Form::Open(leaves) => {
+                let reserved = leaves.same(span) == before && self.reserved < u32::MAX && leaves.promise(span).is_ok();
+                self.reserved += u32::from(reserved);
+                reserved
+            }
+            _ => self.uniformity(span) == Uniformity::of(before) && self.reserve(span).is_ok(),
+        }
+    }
+
     /// Undoes one [`Self::reserve`] of the same span.
     pub fn unreserve(&mut self, span: Span) {
+        self.redeem(span);
+        if let Form::Open(leaves) = &mut self.form {
+            leaves.tidy();
+        }
+    }
+
+    /// As [`Self::set`], and undoes one [`Self::reserve`] of the same span, thanks to which this allocates nothing.
+    #[inline(always)]
+    pub fn set_reserved(&mut self, span: Span, shared: bool) -> u32 {
+        if let Form::Open(leaves) = &mut self.form
+            && span.frames() == 1
+            && leaves.redeem_frame(span.start(), shared)
+        {
+            self.reserved = self.reserved.saturating_sub(1);
+            self.shared = if shared { self.shared + 1 } else { self.shared - 1 };
+            return 1;
+        }
+        self.set_reserved_of_many(span, shared)
+    }
+
+    #[inline(never)]
+    fn set_reserved_of_many(&mut self, span: Span, shared: bool) -> u32 {
+        self.redeem(span);
+        let changed = self.set(span, shared);
+        if let Form::Open(leaves) = &mut self.form {
+            leaves.tidy();
+        }
+        changed
+    }
+
+    /// Ends a reservation, and leaves what was reserved where it is.
+    #[inline]
+    fn redeem(&mut self, span: Span) {
         if span.is_whole() {
             return;
         }
         debug_assert!(self.reserved > 0, "{span:?} is unreserved more often than reserved");
         self.reserved = self.reserved.saturating_sub(1);
         if let Form::Open(leaves) = &mut self.form {
-            leaves.unpin(span);
+            leaves.redeem(span);
         }
     }
 
     /// Makes all frames of `span` shared, or private, and returns how many were not so before. Allocates nothing when
-    /// `span` is reserved, is the whole GiB, or is so already. Otherwise it may, and ends the process if memory is out.
+    /// `span` is the whole GiB, or is so already. Otherwise it may, and ends the process if memory is out.
+    ///
+    /// Leaves stay open, also when all frames become alike: whoever makes a GiB mixed again at once does not pay for them.
+    #[inline]
     pub fn set(&mut self, span: Span, shared: bool) -> u32 {
         let all = if shared { GIB_FRAMES } else { 0 };
         if self.shared == all {
             return 0;
         }
-        let changed = if span.is_whole() && self.reserved == 0 {
-            self.form = Form::Uniform(shared);
-            self.shared.abs_diff(all)
-        } else {
-            self.opened().unwrap_or_else(|refused| refused.abort()).set(span, shared)
+        let changed = match &mut self.form {
+            Form::Open(leaves) => leaves.set(span, shared),
+            _ if span.is_whole() => {
+                self.form = Form::Uniform(shared);
+                self.shared.abs_diff(all)
+            }
+            _ => self.opened().unwrap_or_else(|refused| refused.abort()).set(span, shared),
         };
         self.shared = if shared { self.shared + changed } else { self.shared - changed };
         changed
@@ -221,17 +298,26 @@ impl SharePlane {
     }
 
     /// The leaves, opened if need be. On an error the plane is as it was.
+    #[inline]
     fn opened(&mut self) -> Result<&mut Leaves, NoMemory> {
-        match &self.form {
-            Form::Open(_) => {}
-            Form::Uniform(shared) => self.form = Form::Open(TryBox::new(Leaves::uniform(*shared))?),
-            Form::Rest(frames) => self.form = Form::Open(woken(frames)?),
+        if !matches!(self.form, Form::Open(_)) {
+            self.open()?;
         }
         match &mut self.form {
             Form::Open(leaves) => Ok(leaves),
             // Just opened.
             _ => Err(NoMemory { bytes: 0 }),
         }
+    }
+
+    #[cold]
+    fn open(&mut self) -> Result<(), NoMemory> {
+        self.form = Form::Open(match &self.form {
+            Form::Open(_) => return Ok(()),
+            Form::Uniform(shared) => TryBox::new(Leaves::uniform(*shared))?,
+            Form::Rest(frames) => woken(frames)?,
+        });
+        Ok(())
     }
 }
 

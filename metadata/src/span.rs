@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use crate::{Order, Pfn, PfnRange};
+use crate::{FRAME_BYTES, Order, Pfn, PfnRange};
 
 /// Frames in a GiB.
 pub const GIB_FRAMES: u32 = 262_144;
+const GIB_BYTES: u64 = GIB_FRAMES as u64 * FRAME_BYTES;
 /// Frames in a 2 MiB block.
 pub const BLOCK_FRAMES: u32 = 512;
 /// 2 MiB blocks in a GiB.
@@ -37,6 +38,19 @@ impl Span {
         #[allow(clippy::cast_possible_truncation)]
         let frames = range.frames().min(room) as u32;
         Self { start, end: start + frames }
+    }
+
+    /// `bytes` bytes from `offset` bytes into the GiB on; none when that is empty, leaves the GiB, or is not made of whole frames.
+    #[must_use]
+    #[inline]
+    pub const fn of_bytes(offset: u64, bytes: u64) -> Option<Self> {
+        if !(offset | bytes).is_multiple_of(FRAME_BYTES) || offset >= GIB_BYTES || bytes > GIB_BYTES - offset {
+            return None;
+        }
+        // Both at most 262,144.
+        #[allow(clippy::cast_possible_truncation)]
+        let (start, frames) = ((offset / FRAME_BYTES) as u32, (bytes / FRAME_BYTES) as u32);
+        Self::new(start, start + frames)
     }
 
     /// The one frame `frame`, which must be below 262,144; the last one otherwise.
@@ -122,8 +136,27 @@ impl Span {
         [if head { Some(first) } else { None }, if tail { Some(last) } else { None }]
     }
 
+    /// How many 2 MiB blocks the span covers only in part: 0, 1 or 2.
+    #[must_use]
+    #[inline]
+    pub const fn partial_blocks_count(self) -> u32 {
+        if self.is_in_one_block() {
+            (self.frames() != BLOCK_FRAMES) as u32
+        } else {
+            !self.start.is_multiple_of(BLOCK_FRAMES) as u32 + !self.end.is_multiple_of(BLOCK_FRAMES) as u32
+        }
+    }
+
+    /// Whether all of it lies in one 2 MiB block.
+    #[must_use]
+    #[inline]
+    pub const fn is_in_one_block(self) -> bool {
+        self.start / BLOCK_FRAMES == (self.end - 1) / BLOCK_FRAMES
+    }
+
     /// The frames of the pool that these are, in the GiB that holds `anywhere`.
     #[must_use]
+    #[inline]
     pub fn in_gib_of(self, anywhere: Pfn) -> PfnRange {
         let gib = PfnRange::block(anywhere, Order::GIB1);
         gib.sub(u64::from(self.start), u64::from(self.frames())).unwrap_or(gib)
@@ -150,6 +183,10 @@ mod tests {
         assert_eq!(partial(1, 513), [Some(0), Some(1)]);
         assert_eq!(partial(512, 1600), [None, Some(3)]);
         assert_eq!(partial(511, 2048), [Some(0), None]);
+        for (start, end) in [(0, 512), (0, 511), (1, 512), (1, 513), (512, 1600), (511, 2048), (700, 701), (0, GIB_FRAMES)] {
+            let count = u32::try_from(partial(start, end).into_iter().flatten().count()).unwrap();
+            assert_eq!(Span::new(start, end).unwrap().partial_blocks_count(), count, "{start}..{end}");
+        }
     }
 
     #[test]

@@ -53,22 +53,40 @@ impl Tenure {
         whole.into_iter().chain(parts.into_iter().flatten())
     }
 
+    /// The allocation that has every frame of the GiB and has released none of them.
+    #[must_use]
+    #[inline]
+    pub const fn live_owner_of_all(&self) -> Option<AllocationId> {
+        match self.0 {
+            Kind::Whole(word) if word & RELEASED == 0 => Some(AllocationId::new(word)),
+            _ => None,
+        }
+    }
+
+    /// The one tenant of all frames of the GiB.
+    #[must_use]
+    #[inline]
+    pub const fn tenant_of_all(&self) -> Option<Tenant> {
+        match self.0 {
+            Kind::Whole(word) => Some(unpack(word)),
+            _ => None,
+        }
+    }
+
     /// Whether `allocation` has every frame of `span` and has released none of them.
     #[must_use]
+    #[inline]
     pub fn is_live(&self, span: Span, allocation: AllocationId) -> bool {
         match &self.0 {
             Kind::Vacant => false,
             Kind::Whole(word) => *word == allocation.get(),
-            Kind::Parts(_) => {
-                let live = Tenant { allocation, released: false };
-                self.in_span(span).map(|(part, tenant)| if tenant == live { part.frames() } else { 0 }).sum::<u32>()
-                    == span.frames()
-            }
+            Kind::Parts(parts) => is_live_in(parts, span, allocation),
         }
     }
 
     /// The one tenant of all frames of `span`, if there is one.
     #[must_use]
+    #[inline]
     pub fn sole(&self, span: Span) -> Option<Tenant> {
         if let Kind::Whole(word) = self.0 {
             return Some(unpack(word));
@@ -141,6 +159,11 @@ const fn pack(tenant: Tenant) -> u64 {
 
 const fn unpack(word: u64) -> Tenant {
     Tenant { allocation: AllocationId::new(word), released: word & RELEASED != 0 }
+}
+
+fn is_live_in(parts: &BTreeMap<u32, (u32, Tenant)>, span: Span, allocation: AllocationId) -> bool {
+    let live = Tenant { allocation, released: false };
+    overlapping(parts, span).map(|(part, tenant)| if tenant == live { part.frames() } else { 0 }).sum::<u32>() == span.frames()
 }
 
 fn overlapping(parts: &BTreeMap<u32, (u32, Tenant)>, span: Span) -> impl Iterator<Item = (Span, Tenant)> + '_ {

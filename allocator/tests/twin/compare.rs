@@ -68,6 +68,8 @@ pub(crate) fn same_reclaimed(told: &Reclaimed, expected: &ModelReclaimed) {
             WaitingFor::Operation => ModelWaiting::Operation,
             WaitingFor::Mapping { .. } => ModelWaiting::Mapping,
             WaitingFor::Granule { .. } => ModelWaiting::Granule,
+            // This pool has none.
+            WaitingFor::Ledger { .. } => unreachable!("{why:?}"),
         };
         for pfn in frames.iter() {
             assert_eq!(waiting.insert(pfn, why), None, "{pfn} waits twice in {told:?}");

@@ -7,8 +7,10 @@ use pageless::frames::Frames;
 use crate::bench::Bench;
 use crate::contest::{Contest, Trial, as_f64, hot};
 use crate::dice::Dice;
+use crate::rival::buddy_slab::BuddySlab;
 use crate::rival::frame_alloc::FrameAlloc;
 use crate::rival::taker::{Addresses, Bitmap, Buddy, Ranges, Taker};
+use crate::rival::tlsf::Tlsf;
 
 /// See [`super::Question::tasks`].
 pub const TASKS: &[&str] = &["allocate.empty", "allocate.half_full", "allocate.few_holes", "allocate.shattered"];
@@ -52,7 +54,9 @@ fn pairs(bench: &mut Bench, order: Order, frames: u64, taken: &[u64], state: &st
         (<Frames as Taker>::NAME, pair::<Frames>(frames, taken, order)),
         (FrameAlloc::NAME, pair::<FrameAlloc>(frames, taken, order)),
         (Buddy::NAME, pair::<Buddy>(frames, taken, order)),
+        (BuddySlab::NAME, pair::<BuddySlab>(frames, taken, order)),
         (Bitmap::NAME, pair::<Bitmap>(frames, taken, order)),
+        (Tlsf::NAME, pair::<Tlsf>(frames, taken, order)),
         (Ranges::NAME, ranges),
         (Addresses::NAME, addresses),
     ];
@@ -83,7 +87,9 @@ fn shattered(bench: &mut Bench, gibs: u64) -> anyhow::Result<()> {
     exhaust::<Frames>(bench, &mut fails, &state, frames, &taken);
     exhaust::<FrameAlloc>(bench, &mut fails, &state, frames, &taken);
     exhaust::<Buddy>(bench, &mut fails, &state, frames, &taken);
+    exhaust::<BuddySlab>(bench, &mut fails, &state, frames, &taken);
     exhaust::<Bitmap>(bench, &mut fails, &state, frames, &taken);
+    exhaust::<Tlsf>(bench, &mut fails, &state, frames, &taken);
     exhaust::<Ranges>(bench, &mut fails, &state, frames, &taken);
     exhaust::<Addresses>(bench, &mut fails, &state, frames, &taken);
     bench.run(fails)

@@ -42,7 +42,8 @@ pub fn ask(bench: &mut Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn filled(gibs: u64, order: Order, probability: f64, rest: bool) -> anyhow::Result<Guest> {
+/// A guest of so many GiBs of which random blocks are shared, and folded back to rest if asked for.
+pub fn filled(gibs: u64, order: Order, probability: f64, rest: bool) -> anyhow::Result<Guest> {
     let guest = Guest::new(gibs)?;
     if probability > 0.0 {
         guest.share_random(order, probability, 51);
@@ -54,7 +55,7 @@ fn filled(gibs: u64, order: Order, probability: f64, rest: bool) -> anyhow::Resu
 }
 
 /// The most bytes that one GiB's metadata has at once under sequences that a guest may choose, its record included.
-fn worst() -> anyhow::Result<u64> {
+pub fn worst() -> anyhow::Result<u64> {
     let guest = Guest::new(1)?;
     let mut peak = 0;
     let mut play = |steps: &mut dyn Iterator<Item = (u64, u64, bool)>, compact: bool| {

@@ -66,24 +66,53 @@ pub fn taken(gibs: u64) -> anyhow::Result<Frames> {
     Ok(frames)
 }
 
-/// Distinct taken frames of such a span, in random order.
-pub fn random_taken(gibs: u64, count: u64, dice: &mut Dice) -> Vec<u64> {
-    // One frame of a block, so that all are distinct.
-    let (blocks, turn) = (gibs * 512, dice.below(511));
-    let start = dice.below(blocks);
-    let mut list: Vec<u64> = (0..count.min(blocks))
-        .map(|nth| {
-            // An odd factor visits each of a power of two of blocks once.
-            let block = (start + nth.wrapping_mul(0x9e37_79b1)) % blocks;
-            block * 512 + (turn + block * 31) % 511
-        })
-        .collect();
-    dice.shuffle(&mut list);
-    list
+/// Which frames of a [`taken`] span are put in which round: in each round one frame of every block of another eighth of the
+/// span, in random order. What a round puts was last looked at seven rounds before, as it would be if frames came home at
+/// random: neither brought into the cache beforehand nor driven out of it on purpose.
+pub struct Rounds {
+    blocks: Vec<u64>,
+    per_round: usize,
+    round: usize,
+    before: Vec<Pfn>,
+}
+
+impl Rounds {
+    /// Rounds over a [`taken`] span of so many GiBs.
+    #[must_use]
+    pub fn new(gibs: u64, seed: u64) -> Self {
+        let mut blocks: Vec<u64> = (0..gibs * 512).collect();
+        Dice::new(seed).shuffle(&mut blocks);
+        Self { per_round: (blocks.len() / 8).max(1), blocks, round: 0, before: Vec::new() }
+    }
+
+    /// Takes back what the last round put.
+    pub fn finish(&mut self, frames: &Frames) -> anyhow::Result<()> {
+        Ok(self.before.drain(..).try_for_each(|frame| frames.take_at(PfnRange::single(frame)))?)
+    }
+
+    /// Takes back what the round before put, and tells what to put now.
+    pub fn next(&mut self, frames: &Frames) -> anyhow::Result<Vec<Pfn>> {
+        self.finish(frames)?;
+        let (from, turn) = (self.round * self.per_round % self.blocks.len(), self.round as u64 / 8 * 73);
+        self.round += 1;
+        let blocks = self.blocks.iter().cycle().skip(from).take(self.per_round);
+        let list: Vec<Pfn> = blocks.map(|block| Pfn::new(block * 512 + (turn + block * 31) % 511)).collect();
+        self.before.clone_from(&list);
+        Ok(list)
+    }
+}
+
+/// Puts single frames, each by itself; how many were refused.
+pub fn put_each(frames: &Frames, list: &[Pfn]) -> u64 {
+    list.iter().map(|frame| u64::from(frames.put(PfnRange::single(*frame)).is_err())).sum()
+}
+
+/// Puts single frames in batches of 16; how many batches were refused.
+pub fn put_sixteens(frames: &Frames, list: &[Pfn]) -> u64 {
+    list.chunks(16).map(|batch| u64::from(frames.put_batch(batch).is_err())).sum()
 }
 
 fn puts(bench: &mut Bench) -> anyhow::Result<()> {
-    const COUNT: u64 = 65_536;
     let keys = [("frames.4k_put_random_1tib", false), ("frames.4k_put_batch_1tib", true)];
     if !keys.iter().fold(false, |any, (key, _)| bench.wants(key) | any) {
         return Ok(());
@@ -91,34 +120,12 @@ fn puts(bench: &mut Bench) -> anyhow::Result<()> {
     let gibs = bench.scale.tib_gibs;
     let frames = taken(gibs)?;
     for (key, batched) in keys.into_iter().filter(|(key, _)| bench.wants(key)).collect::<Vec<_>>() {
-        let mut dice = Dice::new(11);
-        let prepare = || {
-            let list = random_taken(gibs, COUNT, &mut dice);
-            // What the round before put is taken again, so every round puts into the same state.
-            for &frame in &list {
-                let frame = PfnRange::single(Pfn::new(frame));
-                if frames.is_free(frame.start()) {
-                    frames.take_at(frame)?;
-                }
-            }
-            Ok(list)
-        };
-        let single = |list: &Vec<u64>| {
-            let put = |frame: &&u64| frames.put(PfnRange::single(Pfn::new(**frame))).is_err();
-            list.iter().filter(put).count() as u64
-        };
-        let sixteen = |list: &Vec<u64>| {
-            let put = |chunk: &[u64]| {
-                let mut batch = [Pfn::new(0); 16];
-                batch.iter_mut().zip(chunk).for_each(|(pfn, frame)| *pfn = Pfn::new(*frame));
-                u64::from(frames.put_batch(&batch[..chunk.len()]).is_err())
-            };
-            list.chunks(16).map(put).sum()
-        };
+        let mut rounds = Rounds::new(gibs, 11);
         let operation = if batched { "put 4K in batches of 16, per frame" } else { "put one 4K" };
         let contest = Contest::new(operation, "random over 1 TiB, every block cut").key(key);
-        let trial = if batched { batch(prepare, sixteen) } else { batch(prepare, single) };
-        bench.run(contest.entry("pageless", trial))?;
+        let put = if batched { put_sixteens } else { put_each };
+        bench.run(contest.entry("pageless", batch(|| rounds.next(&frames), |list| put(&frames, list))))?;
+        rounds.finish(&frames)?;
     }
     Ok(())
 }
@@ -132,6 +139,12 @@ pub fn holed(gibs: u64) -> anyhow::Result<Frames> {
     Ok(frames)
 }
 
+/// Takes so many frames in one run, aligned to a GiB, and puts them back; whether both worked.
+#[inline]
+pub fn run_pair(frames: &Frames, length: u64) -> bool {
+    frames.take_run(length, Order::GIB1).is_some_and(|run| frames.put(run).is_ok())
+}
+
 fn contiguous(bench: &mut Bench) -> anyhow::Result<()> {
     if !bench.wants("frames.64g_pair") {
         return Ok(());
@@ -140,7 +153,7 @@ fn contiguous(bench: &mut Bench) -> anyhow::Result<()> {
     // The tests' span is too small for 64 GiB; there the run is one GiB.
     let length = 64.min(gibs / 4).max(1) * GIB;
     let frames = holed(gibs)?;
-    let pair = || frames.take_run(length, Order::GIB1).is_some_and(|run| frames.put(run).is_ok());
+    let pair = || run_pair(&frames, length);
     let contest = Contest::new("take and put 64 GiB contiguous", "1 TiB, one hole long enough").key("frames.64g_pair");
     bench.run(contest.entry("pageless", hot(pair)))
 }

@@ -55,6 +55,11 @@ impl Size {
         (free < pages).then(|| format!("{free} free pages of {}, {pages} are wanted ({path})", self.name))
     }
 
+    /// Bytes of a page.
+    fn bytes(&self) -> usize {
+        self.huge.map_or(4096, |(_, pages)| 1 << (30 - pages.trailing_zeros()))
+    }
+
     fn file(&self) -> anyhow::Result<OwnedFd> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | self.flags;
         let fd = memfd_create("pageless-bench", flags).context("memfd_create")?;
@@ -84,7 +89,9 @@ pub fn ask(bench: &mut Bench) -> anyhow::Result<()> {
         }
     }
     if bench.wants("kernel.pinned") {
-        pinned(bench, &guest)?;
+        for size in sizes() {
+            pinned(bench, &guest, &size)?;
+        }
     }
     Ok(())
 }
@@ -99,18 +106,20 @@ fn seal(size: &Size) -> Trial<'_> {
     })
 }
 
-/// One 4 KiB page is pinned: what does each side say, after how long?
-fn pinned(bench: &mut Bench, guest: &Guest) -> anyhow::Result<()> {
-    let size = &sizes()[0];
+/// One page is pinned: what does each side say, after how long?
+fn pinned(bench: &mut Bench, guest: &Guest, size: &Size) -> anyhow::Result<()> {
     let hold = guest.ram.hold(0..4096, "pipe")?;
+    let answer = guest.ram.share(0..BYTES);
+    let names = answer.as_ref().is_err_and(|why| why.to_string().contains("pipe"));
+    anyhow::ensure!(names, "pageless did not name the holder: {answer:?}");
     let ours = || guest.ram.share(0..BYTES).is_err();
-    let state = "4K pages, one of them pinned; the kernel says EBUSY, pageless names the holder";
+    let state = format!("a GiB of {} pages, one pinned; the kernel says EBUSY, pageless names the holder", size.name);
     let contest = Contest::new("is anybody using this GiB?", state).entry("pageless", hot(ours));
     match size.missing() {
         Some(why) => bench.skip(&contest, SCAN, &why),
         None => {
             let file = size.file()?;
-            let _pin = pin(&file)?;
+            let _pin = pin(&file, size.bytes())?;
             let busy = Box::new(|| {
                 let start = Instant::now();
                 let answer = fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE));
@@ -128,10 +137,10 @@ fn pinned(bench: &mut Bench, guest: &Guest) -> anyhow::Result<()> {
 }
 
 /// Pins the file's first page by reference in a pipe, and unmaps it again.
-fn pin(file: &OwnedFd) -> anyhow::Result<(OwnedFd, OwnedFd)> {
+fn pin(file: &OwnedFd, page: usize) -> anyhow::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
-    let map = crate::rival::frame_alloc::map_page(&File::from(file.try_clone()?))?;
-    let spliced = vmsplice(&writer, &[IoSlice::new(&map[..])], SpliceFFlags::empty()).context("vmsplice")?;
-    anyhow::ensure!(spliced == map.len(), "{spliced} bytes were pinned through {}", reader.as_raw_fd());
+    let map = crate::rival::frame_alloc::map_page(&File::from(file.try_clone()?), page)?;
+    let spliced = vmsplice(&writer, &[IoSlice::new(&map[..4096])], SpliceFFlags::empty()).context("vmsplice")?;
+    anyhow::ensure!(spliced == 4096, "{spliced} bytes were pinned through {}", reader.as_raw_fd());
     Ok((reader, writer))
 }

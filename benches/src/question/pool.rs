@@ -1,13 +1,14 @@
 //! The pool as a whole: allocation cycles, and building it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::ensure;
-use pageless::{FRAME_BYTES, Order, Pool};
+use pageless::{Mapping, Order, Pool, Request};
 
 use crate::bench::Bench;
 use crate::contest::{Contest, Trial, hot, nanos};
-use crate::guest;
+use crate::guest::{self, NoOp};
 
 /// See [`super::Question::tasks`].
 pub const TASKS: &[&str] = &["pool.16g_cycle", "pool.build_1tib"];
@@ -19,7 +20,8 @@ pub fn ask(bench: &mut Bench) -> anyhow::Result<()> {
         let pool = guest::pool(bench.scale.pool_gibs)?;
         let operation = "allocate 16 GiB, attach a no-op mapping, release, reclaim";
         let contest = Contest::new(operation, "64 GiB, no ledger yet").key("pool.16g_cycle");
-        bench.run(contest.entry("pageless", hot(|| cycle(&pool, gibs))))?;
+        let stage2: Arc<dyn Mapping> = Arc::new(NoOp);
+        bench.run(contest.entry("pageless", hot(|| cycle(&pool, gibs, &stage2))))?;
     }
     if bench.wants("pool.build_1tib") {
         let gibs = bench.scale.tib_gibs;
@@ -30,10 +32,12 @@ pub fn ask(bench: &mut Bench) -> anyhow::Result<()> {
 }
 
 /// One allocation's whole life; whether every frame came back.
-pub fn cycle(pool: &Pool, gibs: u64) -> bool {
-    let released = guest::ram(pool, gibs).ok().and_then(|ram| ram.release().ok());
-    let freed = pool.reclaim().freed;
-    released.is_some_and(|released| released == freed && freed.frames() == gibs * Order::GIB1.bytes() / FRAME_BYTES)
+pub fn cycle(pool: &Pool, gibs: u64, stage2: &Arc<dyn Mapping>) -> bool {
+    let request = Request::bytes(gibs * Order::GIB1.bytes()).order(Order::GIB1).owner("guest");
+    let Ok(ram) = pool.allocate(request) else { return false };
+    let attached = ram.attach("stage 2", Arc::clone(stage2)).is_ok();
+    let released = ram.release().is_ok();
+    attached && released && pool.reclaim().freed.frames() == gibs * Order::GIB1.frames()
 }
 
 fn build<'a>(gibs: u64) -> Trial<'a> {

@@ -1,11 +1,15 @@
 //! Contenders for "may this be converted or merged?", and for splitting and merging.
 
+use std::cell::RefCell;
 use std::hint::black_box;
+use std::rc::Rc;
+use std::time::Instant;
 
 use pageless::Order;
 
 use crate::bench::Bench;
-use crate::contest::{Contest, Trial, cold, hot};
+use crate::contest::{Contest, Sweeper, Trial, cold, hot, nanos};
+use crate::floor::clock_ns;
 use crate::guest::Guest;
 use crate::rival::pages::{PAGES, Pages};
 
@@ -50,42 +54,56 @@ fn scans(pages: &Pages) -> [(String, Scan); 5] {
     ]
 }
 
-/// pageless's own answer about a run that starts at a GiB: one question for each largest block.
-fn promotable(guest: &Guest, first: u64, count: u64) -> bool {
-    let order = Order::DESCENDING.into_iter().find(|order| order.frames() <= count).unwrap_or(Order::BASE);
-    let blocks = (0..count / order.frames()).map(|nth| (first + nth * order.frames()) * pageless::FRAME_BYTES);
-    blocks.into_iter().all(|offset| guest.ram.promotable(offset, order).is_ok())
+/// A run of pages as pageless is asked about it: one question for each largest block.
+#[derive(Clone, Copy)]
+struct Blocks {
+    order: Order,
+    count: u64,
+}
+
+impl Blocks {
+    fn of(pages: usize) -> Self {
+        let pages = pages as u64;
+        let order = Order::DESCENDING.into_iter().find(|order| order.frames() <= pages).unwrap_or(Order::BASE);
+        Self { order, count: pages / order.frames() }
+    }
+
+    /// Asks about every block from a page on, until the answer is no.
+    #[inline]
+    fn all(self, first: usize, mut ask: impl FnMut(u64, Order) -> bool) -> bool {
+        let first = first as u64 * pageless::FRAME_BYTES;
+        (0..self.count).all(|nth| ask(first + nth * self.order.bytes(), self.order))
+    }
 }
 
 fn check(bench: &mut Bench, pages: &Pages, guest: &Guest, size: &str, count: usize) -> anyhow::Result<()> {
-    let (sweeper, gibs) = (std::rc::Rc::clone(&bench.sweeper), pages.gibs());
+    let blocks = Blocks::of(count);
     for is_cold in [false, true] {
         let state = if is_cold { "caches swept, asked once" } else { "asked again and again" };
-        // Cold, another GiB each time.
-        let mut nth = 0;
-        let mut first = move || {
-            nth += usize::from(is_cold);
-            if count > PAGES { 0 } else { black_box(nth * 7 % gibs * PAGES) }
-        };
+        let ours = move |first| blocks.all(first, |offset, order| guest.ram.promotable(offset, order).is_ok());
         let mut contest = Contest::new(format!("may {size} be converted or merged?"), state);
-        let mut first_of_ours = first;
-        let ours = move || promotable(guest, first_of_ours() as u64, count as u64);
-        contest = contest.entry("pageless", trial(is_cold, &sweeper, ours));
+        contest = contest.entry("pageless", trial(bench, is_cold, pages, count, ours));
         for (name, scan) in scans(pages) {
-            let mut first = first;
-            contest = contest.entry(&name, trial(is_cold, &sweeper, move || scan(pages, first(), count)));
+            contest = contest.entry(&name, trial(bench, is_cold, pages, count, move |first| scan(pages, first, count)));
         }
-        if count >= PAGES {
-            let heads = move || pages.heads(first(), count);
-            contest = contest.entry("unsplit 1G heads (Linux before any split)", trial(is_cold, &sweeper, heads));
-        }
+        let heads = move |first| pages.heads(first, count);
+        contest = contest.entry("unsplit 1G heads (Linux before any split)", trial(bench, is_cold, pages, count, heads));
         bench.run(contest)?;
     }
     Ok(())
 }
 
-fn trial<'a>(is_cold: bool, sweeper: &std::rc::Rc<crate::contest::Sweeper>, op: impl FnMut() -> bool + 'a) -> Trial<'a> {
-    if is_cold { cold(sweeper, op) } else { hot(op) }
+/// Asks about the first page again and again; or once, on swept caches, about another GiB each time.
+fn trial<'a>(bench: &Bench, is_cold: bool, pages: &Pages, count: usize, op: impl FnMut(usize) -> bool + 'a) -> Trial<'a> {
+    let (mut op, gibs, mut nth) = (op, pages.gibs(), 0);
+    if !is_cold {
+        return hot(move || op(black_box(0)));
+    }
+    let draw = move || {
+        nth += 1;
+        if count > PAGES { 0 } else { nth * 7 % gibs * PAGES }
+    };
+    cold(&bench.sweeper, draw, op)
 }
 
 /// One page of the GiB is held: what does each side say, and after how long?
@@ -109,45 +127,84 @@ fn held(bench: &mut Bench, mut pages: Pages, guest: &Guest) -> anyhow::Result<()
     Ok(())
 }
 
-/// A GiB goes from 4K pages to one folio and back. Both directions alternate; each is timed alone.
+/// A model of how Linux merges and splits.
+struct Model {
+    name: &'static str,
+    merge: fn(&mut Pages, usize, usize) -> bool,
+    split: fn(&mut Pages, usize, usize) -> bool,
+}
+
+const MODELS: [Model; 2] = [
+    Model { name: "kernel RFC walk (model)", merge: Pages::merge, split: Pages::split },
+    Model { name: "struct page array alone", merge: Pages::merge_pages, split: Pages::split_pages },
+];
+
+/// Pages become one folio, or one folio becomes pages; 16G is sixteen of 1G. Each is timed alone, and put into the state
+/// before it untimed.
 fn restructure(bench: &mut Bench, pages: &mut Pages, guest: &Guest) -> anyhow::Result<()> {
-    let pages = std::cell::RefCell::new(pages);
-    for merge in [true, false] {
-        let name = if merge { "restructure.merge" } else { "restructure.split" };
-        if !bench.wants(name) {
-            continue;
+    let (gibs, pages) = (pages.gibs(), RefCell::new(pages));
+    for (size, count) in SIZES.into_iter().skip(1) {
+        for (merges, is_cold) in [(true, false), (true, true), (false, false), (false, true)] {
+            if !bench.wants(if merges { "restructure.merge" } else { "restructure.split" }) {
+                continue;
+            }
+            let operation = if merges { format!("merge 4K pages into {size}") } else { format!("split {size} into 4K pages") };
+            // Linux cuts all of it; pageless notes that the leaves on the way to one frame are cut.
+            let state = if merges { "nobody holds it" } else { "Linux: all of it; pageless: the leaves around one frame" };
+            let caches = if is_cold { "caches swept" } else { "just used" };
+            let mut contest = Contest::new(operation, format!("{state}; {caches}"));
+            let sweeper = is_cold.then(|| Rc::clone(&bench.sweeper));
+            contest = contest.entry("pageless", ours(guest, merges, count.min(gibs * PAGES), sweeper.clone()));
+            for model in &MODELS {
+                contest = contest.entry(model.name, theirs(model, &pages, merges, count, sweeper.clone()));
+            }
+            bench.run(contest)?;
         }
-        let model = Box::new(|| {
-            let mut pages = pages.borrow_mut();
-            // Put into the state before it, untimed.
-            let before = pages.split(0) && (merge || pages.merge(0));
-            let start = std::time::Instant::now();
-            let done = if merge { pages.merge(0) } else { pages.split(0) };
-            let elapsed = crate::contest::nanos(start.elapsed());
-            anyhow::ensure!(before && done, "the model refused");
-            Ok(elapsed)
-        });
-        let ours = Box::new(|| {
-            // The same for pageless: a GiB that was cut is promoted, or a whole one is cut to 4K.
-            if merge {
-                guest.ram.demote(0, Order::BASE)?
-            } else {
-                guest.ram.promote(0, Order::GIB1)?
-            };
-            let start = std::time::Instant::now();
-            if merge {
-                guest.ram.promote(0, Order::GIB1)?
-            } else {
-                guest.ram.demote(0, Order::BASE)?
-            };
-            Ok(crate::contest::nanos(start.elapsed()))
-        });
-        let operation = if merge { "merge 4K pages into one 1G" } else { "split one 1G into 4K pages" };
-        // Linux cuts all of it; pageless notes that the leaves on the way to one frame are cut.
-        let state = if merge { "uniform, nobody holds it" } else { "Linux: all of it; pageless: the leaves around one frame" };
-        let contest = Contest::new(operation, state);
-        bench.run(contest.entry("pageless", ours).entry("kernel RFC walk (model)", model))?;
     }
-    pages.borrow_mut().split(0);
+    pages.borrow_mut().split(0, gibs * PAGES);
     Ok(())
+}
+
+fn ours(guest: &Guest, merges: bool, count: usize, sweeper: Option<Rc<Sweeper>>) -> Trial<'_> {
+    let blocks = Blocks::of(count);
+    let change = move |merges: bool| {
+        blocks.all(0, |offset, order| {
+            if merges { guest.ram.promote(offset, order).is_ok() } else { guest.ram.demote(offset, Order::BASE).is_ok() }
+        })
+    };
+    once(move || change(!merges), move || change(merges), sweeper)
+}
+
+fn theirs<'a>(
+    model: &'a Model,
+    pages: &'a RefCell<&mut Pages>,
+    merges: bool,
+    count: usize,
+    sweeper: Option<Rc<Sweeper>>,
+) -> Trial<'a> {
+    let change = move |merges: bool| {
+        let mut pages = pages.borrow_mut();
+        let (all, folio) = (count.min(pages.gibs() * PAGES), count.min(PAGES));
+        let change = if merges { model.merge } else { model.split };
+        (0..all).step_by(folio).all(|first| change(&mut pages, first, folio))
+    };
+    // Whatever was there before, it is pages of their own now.
+    once(move || change(false) && (merges || change(true)), move || change(merges), sweeper)
+}
+
+/// Prepares, sweeps the caches where that is asked for, and times one operation.
+fn once<'a>(mut before: impl FnMut() -> bool + 'a, mut op: impl FnMut() -> bool + 'a, sweeper: Option<Rc<Sweeper>>) -> Trial<'a> {
+    let clock = clock_ns();
+    Box::new(move || {
+        anyhow::ensure!(before(), "the state before it was refused");
+        if let Some(sweeper) = &sweeper {
+            sweeper.sweep();
+        }
+        black_box(Instant::now());
+        let start = Instant::now();
+        let done = op();
+        let elapsed = nanos(start.elapsed());
+        anyhow::ensure!(done, "it was refused");
+        Ok((elapsed - clock).max(0.1))
+    })
 }

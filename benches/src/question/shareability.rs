@@ -54,10 +54,13 @@ impl Pattern {
 
     /// What an ideal coder would need for a TiB of such blocks, each shared with this probability, in bytes.
     fn entropy_per_tib(self) -> f64 {
-        let p = self.density;
-        let bits = if p > 0.0 { -(p * p.log2() + (1.0 - p) * (1.0 - p).log2()) } else { 0.0 };
-        bits * as_f64(1024 * GIB / self.order.frames()) / 8.0
+        entropy(self.density) * as_f64(1024 * GIB / self.order.frames()) / 8.0
     }
+}
+
+/// Bits for each block that is shared with this probability.
+fn entropy(p: f64) -> f64 {
+    if p > 0.0 { -(p * p.log2() + (1.0 - p) * (1.0 - p).log2()) } else { 0.0 }
 }
 
 /// Asks all of it that is wanted.
@@ -101,7 +104,7 @@ fn filled<'a, P: Plane + 'a>(bench: &mut Bench, pattern: Pattern) -> anyhow::Res
     ensure!(blocks.iter().all(|block| plane.is_shared(block * frames)), "{} lost a frame", P::NAME);
     bench.bytes_per_tib(bytes_contest(pattern, gibs), P::NAME, counted, gibs);
     let mut toggler = Toggler::of(gibs * GIB / frames, blocks, 82);
-    let run = move |plan: &Vec<u64>| {
+    let run = move |plan: &[u64]| {
         for coded in plan {
             plane.set(coded / 2 * frames..(coded / 2 + 1) * frames, coded % 2 == 1);
         }
@@ -129,25 +132,41 @@ fn hostile(bench: &mut Bench) -> anyhow::Result<()> {
     for (task, state, whole, steps) in cases {
         if bench.wants(task) {
             let contest = Contest::new("set 4K, hostile", state)
-                .entry(Ours::NAME, sequence::<Ours>(whole, &steps))
-                .entry(Flat::NAME, sequence::<Flat>(whole, &steps))
-                .entry(Intervals::NAME, sequence::<Intervals>(whole, &steps))
-                .entry(Ranges::NAME, sequence::<Ranges>(whole, &steps))
-                .entry(Roaring::NAME, sequence::<Roaring>(whole, &steps))
-                .entry(RoaringPerGib::NAME, sequence::<RoaringPerGib>(whole, &steps));
+                .entry(Ours::NAME, sequence::<Ours>(bench, state, whole, &steps))
+                .entry(Flat::NAME, sequence::<Flat>(bench, state, whole, &steps))
+                .entry(Intervals::NAME, sequence::<Intervals>(bench, state, whole, &steps))
+                .entry(Ranges::NAME, sequence::<Ranges>(bench, state, whole, &steps))
+                .entry(Roaring::NAME, sequence::<Roaring>(bench, state, whole, &steps))
+                .entry(RoaringPerGib::NAME, sequence::<RoaringPerGib>(bench, state, whole, &steps));
             bench.run(contest)?;
+            // Every second of 65,536 frames; or 4,095 of them. (p log p + (1 - p) log (1 - p) for each frame.)
+            let bits_per_frame: f64 = if whole { 1.0 } else { entropy(1.0 / 16.0) };
+            bench.bytes(peak_contest(state), ENTROPY_LIMIT, bits_per_frame * 65_536.0 / 8.0);
         }
     }
     Ok(())
 }
 
-fn sequence<'a, P: Plane + 'a>(whole: bool, steps: &'a [(u64, bool)]) -> Trial<'a> {
-    let mut plane = P::new(1);
-    Box::new(move || {
+fn peak_contest<'a>(state: &str) -> Contest<'a> {
+    Contest::new("the most bytes at once meanwhile, by a counting allocator", state)
+}
+
+fn sequence<'a, P: Plane + 'a>(bench: &mut Bench, state: &str, whole: bool, steps: &'a [(u64, bool)]) -> Trial<'a> {
+    let begin = move |plane: &mut P| {
         plane.set(0..GIB, whole);
         if !whole {
             (0..4_095).for_each(|nth| plane.set(nth * 16..nth * 16 + 1, true));
         }
+    };
+    let (mut plane, counted) = count(|| {
+        let mut plane = P::new(1);
+        begin(&mut plane);
+        steps.iter().for_each(|(frame, share)| plane.set(*frame..frame + 1, *share));
+        plane
+    });
+    bench.bytes(peak_contest(state), P::NAME, as_f64(counted.peak));
+    Box::new(move || {
+        begin(&mut plane);
         let start = Stopwatch::start();
         steps.iter().for_each(|(frame, share)| plane.set(*frame..frame + 1, *share));
         let elapsed = nanos(start.elapsed());

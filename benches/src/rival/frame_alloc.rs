@@ -94,8 +94,8 @@ impl Taker for FrameAlloc {
     }
 }
 
-/// Maps the first 4 KiB of a file.
-pub fn map_page(file: &File) -> anyhow::Result<Mmap> {
+/// Maps the first page, of so many bytes, of a file.
+pub fn map_page(file: &File, bytes: usize) -> anyhow::Result<Mmap> {
     // SAFETY: nobody truncates or writes this memfd: its only descriptors are ours.
-    Ok(unsafe { MmapOptions::new().len(4096).map(file) }?)
+    Ok(unsafe { MmapOptions::new().len(bytes).map(file) }?)
 }

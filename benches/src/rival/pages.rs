@@ -12,6 +12,9 @@ pub const PAGES: usize = 262_144;
 /// The reference count of a page that only its file holds.
 const ONLY_THE_FILE: u32 = 1;
 
+/// Where a head's `flags` have the folio's order; 0 is a page of its own.
+const ORDER_MASK: u64 = 0xff;
+
 /// Linux's `struct page`, as far as the question needs it: `compound_head` at 0x08, `_refcount` at 0x34.
 #[repr(C, align(64))]
 pub struct StructPage {
@@ -35,6 +38,10 @@ impl StructPage {
 
     fn is_small_and_unheld(&self) -> bool {
         self.compound_head.load(Ordering::Relaxed) & 1 == 0 && self.refcount.load(Ordering::Relaxed) == ONLY_THE_FILE
+    }
+
+    fn swap_count(&self, from: u32, to: u32) -> bool {
+        self.refcount.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -128,22 +135,23 @@ impl Pages {
         self.width.all_are(&self.bits[first / 512..(first + count).div_ceil(512)], Line([0; 8]))
     }
 
-    /// The heads of GiBs that were never split: where Linux is O(1) too.
+    /// The heads of GiBs that were never split, for any part of them: where Linux is O(1) too.
     #[must_use]
     pub fn heads(&self, first: usize, count: usize) -> bool {
-        (first..first + count).step_by(PAGES).all(|head| self.pages[head].refcount.load(Ordering::Relaxed) == ONLY_THE_FILE)
+        let heads = (first / PAGES..(first + count).div_ceil(PAGES)).map(|gib| gib * PAGES);
+        heads.into_iter().all(|head| self.pages[head].refcount.load(Ordering::Relaxed) == ONLY_THE_FILE)
     }
 
-    /// The kernel RFC's walk: finds each page through the index, takes a reference if it is not frozen, looks whether it is
-    /// still the page at that index and whether anybody else holds it, and puts the reference back.
+    /// The kernel RFC's walk: finds each folio through the index, takes a reference if it is not frozen, looks whether it is
+    /// still the folio at that index and whether anybody else holds it, and puts the reference back. A large folio is one.
     #[must_use]
     pub fn walk(&self, first: usize, count: usize) -> bool {
-        let mut alone = true;
-        for leaf in first / 64..(first + count).div_ceil(64) {
-            let node = self.descend(leaf);
-            let from = first.max(leaf * 64) - leaf * 64;
-            let to = (first + count).min(leaf * 64 + 64) - leaf * 64;
-            for slot in &node.slots[from..to] {
+        let (mut alone, mut at, end) = (true, first, first + count);
+        while at < end {
+            let node = self.descend(at / 64);
+            let leaf_end = end.min((at / 64 + 1) * 64);
+            while at < leaf_end {
+                let slot = &node.slots[at % 64];
                 let entry = slot.load(Ordering::Acquire);
                 let Some(page) = self.page(entry) else { return false };
                 if !get(page) || slot.load(Ordering::Relaxed) != entry {
@@ -151,7 +159,9 @@ impl Pages {
                 }
                 // One for the file, one for this walk.
                 alone &= page.refcount.load(Ordering::Relaxed) == ONLY_THE_FILE + 1;
+                let pages = 1 << (page.flags & ORDER_MASK);
                 page.refcount.fetch_sub(1, Ordering::Release);
+                at = at / pages * pages + pages;
             }
         }
         alone
@@ -172,9 +182,25 @@ impl Pages {
         &self.leaves[node]
     }
 
-    /// Splits a 1 GiB folio: copies the restored vmemmap in, makes every tail a page of its own, stores each in the index.
-    pub fn split(&mut self, first: usize) -> bool {
-        for (page, restored) in self.pages[first..first + PAGES].iter_mut().zip(&self.restored) {
+    /// The index's slots of some pages, each leaf looked up once.
+    fn slots(&self, first: usize, count: usize) -> impl Iterator<Item = (usize, &AtomicU64)> {
+        let end = first + count;
+        (first / 64..end.div_ceil(64)).flat_map(move |leaf| {
+            let node = self.descend(leaf);
+            (first.max(leaf * 64)..end.min(leaf * 64 + 64)).map(move |at| (at, &node.slots[at % 64]))
+        })
+    }
+
+    /// Splits a folio: copies the restored vmemmap in, makes every tail a page of its own, stores each in the index.
+    pub fn split(&mut self, first: usize, count: usize) -> bool {
+        self.split_pages(first, count);
+        self.slots(first, count).for_each(|(at, slot)| slot.store(at as u64 + 1, Ordering::Release));
+        true
+    }
+
+    /// The same without the index: the array of `struct page` alone, plain stores.
+    pub fn split_pages(&mut self, first: usize, count: usize) -> bool {
+        for (page, restored) in self.pages[first..first + count].iter_mut().zip(self.restored.iter().cycle()) {
             page.flags = restored.flags;
             page.between = restored.between;
             page.mapcount = restored.mapcount;
@@ -182,33 +208,47 @@ impl Pages {
             page.compound_head.store(0, Ordering::Relaxed);
             page.refcount.store(ONLY_THE_FILE, Ordering::Release);
         }
-        for leaf in first / 64..(first + PAGES) / 64 {
-            for (nth, slot) in self.descend(leaf).slots.iter().enumerate() {
-                slot.store((leaf * 64 + nth) as u64 + 1, Ordering::Release);
-            }
-        }
         true
     }
 
-    /// Merges 4 KiB pages into a 1 GiB folio: freezes the count of each, makes each a tail of the head, empties the index.
-    /// False when somebody holds one.
-    pub fn merge(&mut self, first: usize) -> bool {
-        for leaf in first / 64..(first + PAGES) / 64 {
-            let node = self.descend(leaf);
-            for slot in &node.slots {
-                let entry = slot.load(Ordering::Acquire);
-                let Some(page) = self.page(entry) else { return false };
-                let frozen = page.refcount.compare_exchange(ONLY_THE_FILE, 0, Ordering::AcqRel, Ordering::Relaxed);
-                if frozen.is_err() {
-                    return false;
-                }
-                page.compound_head.store((first as u64 * 64) | 1, Ordering::Relaxed);
-                slot.store(first as u64 + 1, Ordering::Release);
-            }
+    /// Merges 4 KiB pages into a folio of a power of two of them: freezes the count of each, makes each a tail of the head,
+    /// lets the index lead to the head. False, and nothing changed, when somebody holds one.
+    pub fn merge(&mut self, first: usize, count: usize) -> bool {
+        let freeze = |slot: &AtomicU64| {
+            let page = self.page(slot.load(Ordering::Acquire));
+            page.is_some_and(|page| page.swap_count(ONLY_THE_FILE, 0))
+        };
+        let frozen = self.slots(first, count).take_while(|(_, slot)| freeze(slot)).count();
+        if frozen < count {
+            self.pages[first..first + frozen].iter().for_each(|page| page.refcount.store(ONLY_THE_FILE, Ordering::Release));
+            return false;
         }
-        self.pages[first].compound_head.store(0, Ordering::Relaxed);
-        self.pages[first].refcount.store(ONLY_THE_FILE, Ordering::Release);
+        for (at, slot) in self.slots(first, count) {
+            self.pages[at].compound_head.store((first as u64 * 64) | 1, Ordering::Relaxed);
+            slot.store(first as u64 + 1, Ordering::Release);
+        }
+        self.finish_merge(first, count);
         true
+    }
+
+    /// The same without the index and without locked instructions: what a scan of the array of `struct page` would do.
+    pub fn merge_pages(&mut self, first: usize, count: usize) -> bool {
+        if !self.scan(first, count) {
+            return false;
+        }
+        for page in &mut self.pages[first..first + count] {
+            *page.refcount.get_mut() = 0;
+            *page.compound_head.get_mut() = (first as u64 * 64) | 1;
+        }
+        self.finish_merge(first, count);
+        true
+    }
+
+    fn finish_merge(&mut self, first: usize, count: usize) {
+        let head = &mut self.pages[first];
+        head.flags = u64::from(count.trailing_zeros());
+        *head.compound_head.get_mut() = 0;
+        *head.refcount.get_mut() = ONLY_THE_FILE;
     }
 
     /// Takes a reference on one page, in every array, as a pin does.
@@ -249,10 +289,26 @@ mod tests {
 
     #[test]
     fn a_merge_can_be_split_again_and_is_refused_for_a_held_page() {
-        let mut pages = Pages::new(2);
-        assert!(pages.merge(PAGES) && pages.heads(PAGES, PAGES) && !pages.walk(PAGES, PAGES) && pages.walk(0, PAGES));
-        assert!(pages.split(PAGES) && pages.walk(PAGES, PAGES) && pages.scan(PAGES, PAGES));
-        pages.hold(5);
-        assert!(!pages.merge(0));
+        type Change = fn(&mut Pages, usize, usize) -> bool;
+        let kinds: [(Change, Change); 2] = [(Pages::merge, Pages::split), (Pages::merge_pages, Pages::split_pages)];
+        for (merge, split) in kinds {
+            let mut pages = Pages::new(2);
+            for count in [512, PAGES] {
+                assert!(merge(&mut pages, PAGES, count) && pages.heads(PAGES, count));
+                assert!(!pages.scan(PAGES, count), "tails are no pages of their own");
+                assert!(split(&mut pages, PAGES, count) && pages.walk(PAGES, PAGES) && pages.scan(PAGES, PAGES));
+            }
+            pages.hold(5);
+            assert!(!merge(&mut pages, 0, PAGES), "page 5 is held");
+            assert!(pages.scan(0, 5) && pages.walk(0, 5) && !pages.walk(5, 1), "a refused merge changed something");
+        }
+    }
+
+    #[test]
+    fn a_walk_meets_a_large_folio_once_and_sees_who_holds_it() {
+        let mut pages = Pages::new(1);
+        assert!(pages.merge(512, 512) && pages.walk(0, PAGES));
+        pages.hold(512);
+        assert!(pages.walk(0, 512) && !pages.walk(0, PAGES) && !pages.walk(700, 1) && pages.walk(1024, 512));
     }
 }

@@ -191,7 +191,9 @@ fn gaps(frames: u64, taken: &[u64]) -> impl Iterator<Item = Range<u64>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::rival::buddy_slab::BuddySlab;
     use crate::rival::frame_alloc::FrameAlloc;
+    use crate::rival::tlsf::Tlsf;
 
     /// Every frame that is not taken is handed out once, as blocks where they are whole, and can be put back.
     fn is_fair<T: Taker>() {
@@ -215,5 +217,7 @@ mod tests {
         is_fair::<Ranges>();
         is_fair::<Addresses>();
         is_fair::<FrameAlloc>();
+        is_fair::<Tlsf>();
+        is_fair::<BuddySlab>();
     }
 }

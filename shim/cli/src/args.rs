@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use pageless::Order;
 
 use crate::figures::{self, SizeError};
+use crate::ledger::LedgerCommand;
 use crate::paint::ColorChoice;
 
 /// The least memory the tour takes: two guests with their bounce buffers, a pinned segment and room for pressure.
@@ -39,6 +40,9 @@ pub enum Command {
     /// invalidations fail; the tour shows what a VMM is told, that a frame without proof is never handed out again, and what
     /// one check costs beside a scan of reference counts. It needs no root and no huge pages.
     Tour(TourArgs),
+    /// Looks at a pool's ledger while no pool has it open
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
 }
 
 /// The arguments of `pageless tour`, as written.
@@ -192,14 +196,14 @@ fn pool_size(text: &str) -> Result<u64, UsageError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
 
     fn settings(words: &[&str]) -> Result<TourSettings, UsageError> {
         let cli = Cli::try_parse_from(["pageless", "tour"].iter().chain(words)).unwrap();
-        let Command::Tour(args) = cli.command;
+        let Command::Tour(args) = cli.command else { panic!("no tour") };
         args.settings()
     }
 

@@ -9,6 +9,7 @@ pub mod args;
 pub mod deliver;
 pub mod figures;
 pub mod html;
+pub mod ledger;
 pub mod map;
 pub mod narrate;
 pub mod paint;
@@ -42,7 +43,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return complain(&error),
     };
-    let Command::Tour(arguments) = &cli.command;
+    let arguments = match &cli.command {
+        Command::Ledger(command) => return ledger::perform(command),
+        Command::Tour(arguments) => arguments,
+    };
     let code = match arguments.settings() {
         Err(error) => return complain(&usage(&error)),
         Ok(settings) => match perform_and_deliver(&settings, cli.color.for_stdout()) {
