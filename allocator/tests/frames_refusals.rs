@@ -203,3 +203,11 @@ fn what_becomes_whole_again_through_any_put_is_found() {
         assert_eq!(frames.take(Order::GIB1), Some(Pfn::new(BASE)));
     }
 }
+
+#[test]
+fn a_run_of_gibs_whose_free_gib_lies_in_its_second_word_puts_none() {
+    let frames = layer(100);
+    frames.take_at(span(BASE, 100 * GIB)).unwrap();
+    frames.put(span(BASE + 70 * GIB, GIB)).unwrap();
+    refused(&frames, span(BASE, 100 * GIB), BASE + 70 * GIB);
+}
