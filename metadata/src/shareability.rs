@@ -343,3 +343,46 @@ impl fmt::Debug for SharePlane {
         write!(f, "{form}, {} of {GIB_FRAMES} frames shared, {} reservations", self.shared, self.reserved)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A plane whose block 1 is mixed: all of it is `shared` but `frame`.
+    fn all_but(frame: u32, shared: bool) -> SharePlane {
+        let mut plane = SharePlane::new();
+        plane.set(Span::WHOLE, shared);
+        plane.set(Span::single(frame), !shared);
+        plane
+    }
+
+    #[test]
+    fn one_reserved_frame_changes_what_it_changes_and_no_more() {
+        for shared in [false, true] {
+            let mut plane = all_but(700, shared);
+            for (frame, changes) in [(701, 0), (700, 1), (700, 0)] {
+                plane.reserve(Span::single(frame)).unwrap();
+                let before = plane.shared_frames();
+                assert_eq!(plane.set_reserved(Span::single(frame), shared), changes, "{frame}");
+                assert_eq!(plane.shared_frames().abs_diff(before), changes, "{frame}");
+                plane.check().unwrap();
+            }
+            assert_eq!(plane.whole(), Some(shared), "the last frame that differed is as the others");
+        }
+    }
+
+    #[test]
+    fn a_change_of_one_frame_is_reserved_where_it_is_one() {
+        for shared in [false, true] {
+            let mut plane = all_but(700, shared);
+            assert!(!plane.reserve_change(Span::single(701), shared), "it is so already");
+            assert!(!plane.reserve_change(Span::single(700), !shared), "it is so already");
+            assert!(plane.reserve_change(Span::single(700), shared) && plane.reserve_change(Span::single(701), !shared));
+            assert!(!plane.compact(), "two changes are reserved");
+            plane.unreserve(Span::single(700));
+            assert_eq!(plane.set_reserved(Span::single(701), !shared), 1);
+            plane.check().unwrap();
+        }
+    }
+}
