@@ -33,9 +33,8 @@ impl Gib {
     /// Reserves `span` where only one run of it is not `shared` (or not private) yet, and returns that run.
     #[inline(never)]
     fn reserve_one_run(&mut self, span: Span, shared: bool) -> Option<Span> {
-        let run = self.share.next_run(span, !shared)?;
-        let another = Span::new(run.end(), span.end()).and_then(|rest| self.share.next_run(rest, !shared));
-        (another.is_none() && self.share.reserve(span).is_ok()).then_some(run)
+        let run = self.share.only_run(span, !shared)?;
+        self.share.reserve(span).is_ok().then_some(run)
     }
 
     /// Ends a proven conversion that nothing came between, at no more cost than it must have: no rare fact about its frames, one

@@ -207,15 +207,29 @@ impl SharePlane {
             return 0;
         }
         let changed = match &mut self.form {
-            Form::Open(leaves) => leaves.set(span, shared),
-            _ if span.is_whole() => {
-                self.form = Form::Uniform(shared);
+            form if span.is_whole() => {
+                match form {
+                    Form::Open(leaves) => leaves.set_all(shared),
+                    form => *form = Form::Uniform(shared),
+                }
                 self.shared.abs_diff(all)
             }
+            Form::Open(leaves) => leaves.set(span, shared),
             _ => self.opened().unwrap_or_else(|refused| refused.abort()).set(span, shared),
         };
         self.shared = if shared { self.shared + changed } else { self.shared - changed };
         changed
+    }
+
+    /// The one run within `span` of frames that are shared (or private): none where there is no such frame, or more than one run.
+    #[must_use]
+    pub fn only_run(&self, span: Span, shared: bool) -> Option<Span> {
+        let run = self.next_run(span, shared)?;
+        let all = if shared { self.shared } else { GIB_FRAMES - self.shared };
+        // The count of the GiB often knows that these are all.
+        let only =
+            run.frames() == all || Span::new(run.end(), span.end()).is_none_or(|rest| self.next_run(rest, shared).is_none());
+        only.then_some(run)
     }
 
     /// The first run within `span` of frames that are shared (or private), as long as it can be.
