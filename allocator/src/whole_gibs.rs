@@ -35,19 +35,20 @@ impl WholeGib {
 
 /// What is behind each guest GiB that the extents cover to its end, in guest order.
 pub(crate) fn whole_gibs(records: &Records, extents: &[Extent]) -> Box<[WholeGib]> {
-    let gibs = extents.last().map_or(0, |last| last.end() / Order::GIB1.bytes());
-    (0..gibs).map(|gib| whole_gib(records, extents, gib * Order::GIB1.bytes())).collect()
-}
-
-fn whole_gib(records: &Records, extents: &[Extent], offset: u64) -> WholeGib {
     let none = WholeGib { record: NONE, frames: PfnRange::single(Pfn::new(0)) };
-    let extent = extents.get(extents.partition_point(|extent| extent.end() <= offset));
-    let block = extent.and_then(|extent| extent.block_at(offset, Order::GIB1));
-    let found = block.and_then(|block: PfnRange| {
-        let piece = records.single(block)?;
-        Some(WholeGib { record: u32::try_from(piece.record).ok()?, frames: block })
-    });
-    found.unwrap_or(none)
+    let gibs = extents.last().map_or(0, |last| last.end() / Order::GIB1.bytes());
+    let mut found = vec![none; usize::try_from(gibs).unwrap_or(0)].into_boxed_slice();
+    for (extent, piece) in extents.iter().flat_map(|extent| records.pieces(extent.frames).map(move |piece| (extent, piece))) {
+        let offset = extent.offset_of(piece.frames.start());
+        let place = usize::try_from(offset / Order::GIB1.bytes()).ok().and_then(|nth| found.get_mut(nth));
+        if let Some(place) = place
+            && piece.span.is_whole()
+            && offset.is_multiple_of(Order::GIB1.bytes())
+        {
+            *place = WholeGib { record: u32::try_from(piece.record).unwrap_or(NONE), frames: piece.frames };
+        }
+    }
+    found
 }
 
 #[cfg(test)]
