@@ -1,12 +1,11 @@
 //! Building a pool: the backing's frames are checked, and every one of them starts free.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use pageless_metadata::PfnRange;
 
 use crate::backing::{Backing, NodeFrames};
-use crate::ledger::{self, Keeping, Ledger, LedgerError, PoolFacts};
+use crate::ledger::{self, Keeping, Kept, Ledger, LedgerError, Snapshot};
 use crate::pool::{Inner, Policy, Pool};
 use crate::record::Records;
 use crate::withdrawal::RetryPolicy;
@@ -18,6 +17,7 @@ pub struct PoolBuilder {
     policy: Policy,
     ledger: Option<Arc<dyn Ledger>>,
     owners_return: bool,
+    snapshot: Option<Snapshot>,
 }
 
 /// Why a pool could not be built.
@@ -96,17 +96,34 @@ impl PoolBuilder {
         self
     }
 
+    /// The pool goes on from this moment of another one, which is gone: who has, holds, shares and lost what. Its owners come back
+    /// by [`Pool::reattach`]; the secret of a token of a pool without a ledger is 0. With a ledger, nothing may be missing in the
+    /// snapshot that the ledger has.
+    #[must_use]
+    pub fn snapshot(mut self, snapshot: Snapshot) -> Self {
+        self.snapshot = Some(snapshot);
+        self.owners_return = true;
+        self
+    }
+
     /// Builds the pool: every frame of the backing is free, but for what the ledger says.
     pub fn build(self) -> Result<Pool, BuildError> {
         let backing = self.backing.ok_or(BuildError::NoBacking)?;
         let nodes = backing.nodes();
         check(&nodes)?;
         let mut inner = Inner::new(Records::new(&nodes), backing, self.policy);
-        if let Some(ledger) = self.ledger {
-            let instance = inner.backing.instance().map(Cow::into_owned);
-            let book = ledger.open(&PoolFacts { nodes, identity: inner.backing.identity(), instance })?;
+        let facts = inner.facts();
+        let from = self.snapshot.as_ref().map(|snapshot| Kept::holding(Some(snapshot.pool.clone()), snapshot.book.clone()));
+        if let Some(ledger) = self.ledger.or_else(|| from.map(|kept| -> Arc<dyn Ledger> { kept })) {
+            let mut book = ledger.open(&facts)?;
             inner.keeping = Some(Keeping::new(ledger));
+            if let Some(snapshot) = &self.snapshot {
+                book = snapshot.book_over(&book, &facts)?;
+            }
             ledger::restore(&inner, book, self.owners_return)?;
+        }
+        if let Some(snapshot) = &self.snapshot {
+            inner.restore_snapshot(&snapshot.gibs);
         }
         Ok(Pool(Arc::new(inner)))
     }

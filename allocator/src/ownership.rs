@@ -10,6 +10,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::extents::{Extent, Extents};
 use crate::mapping::{Contents, Mapping};
+use crate::request::Request;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::whole_gibs::WholeGib;
 
@@ -74,20 +75,13 @@ pub(crate) struct Ownership {
 }
 
 impl Ownership {
-    pub(crate) fn new(
-        id: AllocationId,
-        owner: Arc<str>,
-        bytes: u64,
-        contents: Contents,
-        extents: Vec<Extent>,
-        gibs: Box<[WholeGib]>,
-    ) -> Self {
+    pub(crate) fn new(id: AllocationId, request: &Request, extents: Vec<Extent>, gibs: Box<[WholeGib]>) -> Self {
         Self {
             id,
-            owner,
-            bytes,
+            owner: Arc::clone(&request.owner),
+            bytes: request.bytes,
             secret: 0,
-            contents,
+            contents: request.contents,
             extents: Extents::new(extents),
             gibs,
             mappings: ArcSwap::from_pointee(Mappings::new()),

@@ -166,7 +166,7 @@ impl Pool {
                 }
             };
             let gibs = whole_gibs(&pool.records, &extents);
-            let mut owned = Ownership::new(id, Arc::clone(&request.owner), request.bytes, request.contents, extents, gibs);
+            let mut owned = Ownership::new(id, &request, extents, gibs);
             owned.secret = secret;
             if let Some(owned) = pool.transit.leave(&runs, || pool.assign(Arc::new(owned), &runs, &request)) {
                 return Ok(Allocation { owned, pool: Arc::clone(pool) });

@@ -59,7 +59,6 @@ impl Allocation {
         }
         self.pool.tell_released(&self.owned, &released);
         let released: RunSet = released.iter().map(|run| run.frames).collect();
-        self.pool.record_release(self.owned.id, || released.clone());
         drop((locked, editing));
         self.pool.enqueue(&self.owned);
         Ok(released)
@@ -79,7 +78,6 @@ impl Allocation {
         });
         self.pool.tell_released(&self.owned, &released);
         let released: RunSet = released.iter().map(|run| run.frames).collect();
-        self.pool.record_release(self.owned.id, || released.clone());
         drop(locked);
         self.pool.enqueue(&self.owned);
         Ok(released)
@@ -104,7 +102,6 @@ impl Inner {
         let (mut locked, mut released) = (self.records.lock(&pieces), Runs::new());
         pieces.iter().for_each(|piece| self.release_piece(owned, locked.gib(piece.record), *piece, &mut released));
         self.tell_released(owned, &released);
-        self.record_release(owned.id, || released.iter().map(|run| run.frames).collect());
         drop((locked, editing));
         self.enqueue(owned);
         true
@@ -141,6 +138,7 @@ impl Inner {
             owned.add_released(*run);
             self.journal.write(run.frames, Some(owned.id), EventKind::Released);
         }
+        self.record_release(owned.id, || released.iter().map(|run| run.frames).collect());
     }
 
     /// Lets `reclaim` know that the owner has released frames.

@@ -183,6 +183,19 @@ fn owners_that_do_not_come_back_are_dead() {
 }
 
 #[test]
+fn an_owner_that_was_dead_in_one_life_does_not_come_back_in_the_next() {
+    let (ledger, pool, ram, _ept) = world();
+    let token = ram.token().unwrap();
+    let ledger = crash(&ledger, pool, ram);
+    let pool = pool_with(&ledger, 64);
+    let other = allocate(&pool, 1).unwrap();
+    let ledger = crash(&ledger, pool, other);
+    let pool = returning(&ledger);
+    assert!(pool.reattach(token).is_err());
+    assert_eq!((pool.awaiting().len(), pool.stats().released), (1, 32));
+}
+
+#[test]
 fn a_hold_blocks_until_its_holder_is_done() {
     let (ledger, pool, ram, _ept) = world();
     ledger.fails(false);

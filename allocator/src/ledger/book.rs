@@ -28,6 +28,8 @@ pub struct Book {
     pub landmarks: Vec<Landmark>,
     /// No allocation had this number or a greater one.
     pub next_allocation: u64,
+    /// The owners of all allocations with smaller numbers are dead: what they have counts as released.
+    pub dead_below: u64,
     /// No hold had this number or a greater one.
     pub next_hold: u64,
 }
@@ -121,6 +123,11 @@ impl Book {
 
 impl Rows for Book {
     type Error = Infallible;
+
+    fn owners_dead(&mut self, below: u64) -> Result<(), Infallible> {
+        self.dead_below = self.dead_below.max(below);
+        Ok(())
+    }
 
     fn boot(&self) -> Arc<str> {
         Arc::clone(&self.boot)

@@ -198,6 +198,12 @@ pub enum LandmarkKind {
 pub enum Entry {
     /// An owner gets frames.
     Allocated(AllocationRow),
+    /// The owners of all allocations with numbers below this one are dead: what they had is released, and no token brings it
+    /// back.
+    OwnersDead {
+        /// The first number that is not meant.
+        below: u64,
+    },
     /// The allocation never came to be: as if it had not been recorded, whether or not it was.
     Undone {
         /// Which.

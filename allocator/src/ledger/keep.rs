@@ -54,6 +54,10 @@ impl Keeping {
         self.requests.lock().get(&request).copied()
     }
 
+    pub(crate) fn request_of(&self, allocation: AllocationId) -> Option<RequestId> {
+        self.requests.lock().iter().find(|(_, id)| **id == allocation).map(|(request, _)| *request)
+    }
+
     pub(crate) fn remember_request(&self, row: &AllocationRow) {
         if let Some(request) = row.request {
             self.requests.lock().insert(request, row.id);

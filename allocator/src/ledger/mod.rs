@@ -15,6 +15,7 @@ mod memory;
 mod orphans;
 mod reopen;
 mod rows;
+mod snapshot;
 
 pub use book::Book;
 pub use entry::{
@@ -27,6 +28,7 @@ pub use orphans::{NotReattached, OrphanedHold};
 pub use reopen::Reopened;
 pub(crate) use reopen::{Awaiting, restore};
 pub use rows::Rows;
+pub use snapshot::{GibSnapshot, Snapshot};
 
 /// A durable record of a pool. One pool at a time writes through it.
 ///

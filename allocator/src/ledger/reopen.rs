@@ -13,9 +13,11 @@ use super::entry::{AllocationRow, HoldRow, LandmarkKind, MarkRow};
 use super::orphans::Unanswered;
 use super::{Book, Keeping, LedgerError, OrphanedHold};
 use crate::extents::Extent;
+use crate::ledger;
 use crate::mapping::Contents;
 use crate::ownership::{Attached, Mappings, Ownership};
 use crate::pool::{Inner, Pool};
+use crate::request::Request;
 use crate::sync::{Mutex, Ordering};
 use crate::whole_gibs::whole_gibs;
 use crate::withdrawal::{Entry, Recorded};
@@ -50,8 +52,11 @@ pub(crate) fn restore(pool: &Inner, mut book: Book, owners_return: bool) -> Resu
     let Some(keeping) = &pool.keeping else { return Ok(()) };
     adopt_strays(&mut book);
     pool.start_numbers(book.next_allocation, book.next_hold);
+    if !owners_return {
+        book.dead_below = book.next_allocation;
+    }
     for row in book.allocations.values() {
-        restore_allocation(pool, row)?;
+        restore_allocation(pool, row, row.id.get() < book.dead_below)?;
         keeping.remember_request(row);
     }
     for mark in book.unproven.values() {
@@ -70,12 +75,10 @@ pub(crate) fn restore(pool: &Inner, mut book: Book, owners_return: bool) -> Resu
         memory_gone: memory_gone(&book),
     };
     let live: Vec<Arc<Ownership>> = pool.owners.lock().values().filter(|owned| owned.is_live()).cloned().collect();
-    if owners_return {
-        keeping.awaiting.0.lock().extend(live.into_iter().map(|owned| (owned.id, owned)));
-    } else {
-        live.iter().for_each(|owned| {
-            pool.release_all(owned);
-        });
+    keeping.awaiting.0.lock().extend(live.into_iter().map(|owned| (owned.id, owned)));
+    if !owners_return {
+        // Not even in a later life will they come back.
+        pool.submit_entry(|| ledger::Entry::OwnersDead { below: book.dead_below });
     }
     Ok(())
 }
@@ -119,9 +122,12 @@ fn adopt_strays(book: &mut Book) {
     book.next_allocation = next;
 }
 
-fn restore_allocation(pool: &Inner, row: &AllocationRow) -> Result<(), LedgerError> {
+/// Restores an allocation. What a dead owner has is released.
+fn restore_allocation(pool: &Inner, row: &AllocationRow, dead: bool) -> Result<(), LedgerError> {
+    let mut request = Request::bytes(row.bytes).owner(&row.owner);
+    request.contents = row.contents;
     let gibs = whole_gibs(&pool.records, &row.extents);
-    let mut owned = Ownership::new(row.id, Arc::clone(&row.owner), row.bytes, row.contents, row.extents.clone(), gibs);
+    let mut owned = Ownership::new(row.id, &request, row.extents.clone(), gibs);
     owned.secret = row.secret;
     let unanswered = |name: &Arc<str>| Attached {
         name: Arc::clone(name),
@@ -130,19 +136,25 @@ fn restore_allocation(pool: &Inner, row: &AllocationRow) -> Result<(), LedgerErr
         unanswered: true,
     };
     owned.mappings.store(Arc::new(row.mappings.iter().map(unanswered).collect::<Mappings>()));
+    let mut released = row.released.clone();
     for run in &row.live {
-        take(pool, row.id, run, false)?;
+        take(pool, row.id, run, dead)?;
+        if dead {
+            released.extend(row.extents.iter().filter_map(|extent| extent.clipped(run)));
+        }
     }
     for extent in &row.released {
         take(pool, row.id, extent.frames, true)?;
-        owned.add_released(*extent);
     }
-    if row.live.is_empty() {
+    released.sort_unstable_by_key(|extent| extent.frames);
+    let has_released = !released.is_empty();
+    *owned.released.lock() = released;
+    if dead || row.live.is_empty() {
         owned.end();
     }
     let owned = Arc::new(owned);
     pool.owners.lock().insert(row.id, Arc::clone(&owned));
-    if !row.released.is_empty() {
+    if has_released {
         pool.enqueue(&owned);
     }
     Ok(())
@@ -180,7 +192,7 @@ fn restore_unproven(pool: &Inner, mark: &MarkRow) {
         if gib.begin(piece.span, operation, Intent::Resize).is_ok() {
             gib.finish(operation, piece.span, ending);
         }
-        enter(pool, mark, piece.frames);
+        enter(pool, mark, piece.frames, is_released(&gib, piece.span));
     }
     pool.backing.keep_shut(told.frames);
 }
@@ -191,17 +203,27 @@ fn restore_poisoned(pool: &Inner, mark: &MarkRow) {
         gib.poison(piece.span);
         let owned: RunSet = gib.tenants(piece.span).map(|(span, _)| span.in_gib_of(piece.frames.start())).collect();
         owned.gaps_in(piece.frames).into_iter().for_each(|frames| pool.take_out(frames));
-        enter(pool, mark, piece.frames);
+        enter(pool, mark, piece.frames, false);
     }
     pool.backing.keep_shut(mark.told.frames);
 }
 
 /// Enters the part of a mark that lies in one GiB into the registry. It is due at once: nothing is known of before.
-fn enter(pool: &Inner, mark: &MarkRow, part: PfnRange) {
-    let entry = Entry { told: mark.told.clone(), due: Instant::now(), asking: false, recorded: Recorded::Yes };
+fn enter(pool: &Inner, mark: &MarkRow, part: PfnRange, released: bool) {
+    let mut told = mark.told.clone();
+    if released && told.intent.is_some() {
+        // Nobody wants the conversion any more.
+        told.intent = Some(Intent::Reclaim);
+    }
+    let entry = Entry { told, due: Instant::now(), asking: false, recorded: Recorded::Yes };
     if let Some(entry) = entry.clipped(part) {
         pool.registry.lock().insert(entry);
     }
+}
+
+/// Whether their owner has given up these frames of one GiB.
+fn is_released(gib: &pageless_metadata::Gib, span: pageless_metadata::Span) -> bool {
+    gib.tenants(span).any(|(_, tenant)| tenant.released)
 }
 
 /// A hold on frames that nobody has any more protects nothing.

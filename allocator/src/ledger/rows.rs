@@ -14,6 +14,8 @@ pub trait Rows {
     /// Why a step failed.
     type Error;
 
+    /// The owners of all allocations below this number are dead.
+    fn owners_dead(&mut self, below: u64) -> Result<(), Self::Error>;
     /// The boot id to stamp new rows with.
     fn boot(&self) -> Arc<str>;
     /// The allocation of this number.
@@ -44,6 +46,7 @@ pub trait Rows {
     {
         match entry {
             Entry::Allocated(row) => self.put_allocation(row),
+            Entry::OwnersDead { below } => self.owners_dead(*below),
             Entry::Undone { allocation } => self.remove_allocation(*allocation),
             Entry::Replaced { allocation, offset, lost, by } => self.edit(*allocation, |row| replace(row, *offset, *lost, *by)),
             Entry::Released { allocation, frames } => release(self, *allocation, frames),

@@ -117,11 +117,14 @@ pub(crate) fn facts_of_book(book: &Book) -> Facts {
     let mut facts = Facts::default();
     for row in book.allocations.values() {
         let released: RunSet = row.released.iter().map(|extent| extent.frames).collect();
-        if !row.live.is_empty() {
+        // What a dead owner has counts as released.
+        if row.id.get() < book.dead_below {
+            facts.released.entry(row.id.get()).or_default().extend(&row.live);
+        } else if !row.live.is_empty() {
             facts.live.insert(row.id.get(), row.live.clone());
         }
         if !released.is_empty() {
-            facts.released.insert(row.id.get(), released);
+            facts.released.entry(row.id.get()).or_default().extend(&released);
         }
     }
     facts.marked = MARKS.into_iter().map(|state| book.marked(state)).collect();

@@ -6,6 +6,7 @@ pub mod convert;
 pub mod footprint;
 pub mod frames;
 pub mod kernel;
+pub mod ledger;
 pub mod pool;
 pub mod restructure;
 pub mod shareability;
@@ -24,12 +25,13 @@ pub struct Question {
 }
 
 /// All questions.
-pub const QUESTIONS: [Question; 10] = [
+pub const QUESTIONS: [Question; 11] = [
     Question { name: "frame layer", tasks: frames::TASKS, ask: frames::ask },
     Question { name: "conversion", tasks: convert::TASKS, ask: convert::ask },
     Question { name: "check", tasks: check::TASKS, ask: check::ask },
     Question { name: "threads", tasks: threads::TASKS, ask: threads::ask },
     Question { name: "pool", tasks: pool::TASKS, ask: pool::ask },
+    Question { name: "ledger", tasks: ledger::TASKS, ask: ledger::ask },
     Question { name: "footprint", tasks: footprint::TASKS, ask: footprint::ask },
     Question { name: "check and restructure", tasks: restructure::TASKS, ask: restructure::ask },
     Question { name: "the running kernel", tasks: kernel::TASKS, ask: kernel::ask },

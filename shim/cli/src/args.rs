@@ -43,6 +43,14 @@ pub enum Command {
     /// Looks at a pool's ledger while no pool has it open
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// The second process of the tour, which the tour kills
+    #[command(hide = true)]
+    TourWorker {
+        /// Its ledger.
+        file: PathBuf,
+        /// The frames of its allocation that get stuck.
+        frames: Vec<u64>,
+    },
 }
 
 /// The arguments of `pageless tour`, as written.

@@ -45,6 +45,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let arguments = match &cli.command {
         Command::Ledger(command) => return ledger::perform(command),
+        Command::TourWorker { file, frames } => {
+            let done = story::killed::work(file, frames);
+            return ExitCode::from(if done.is_ok() { DONE } else { REFUSED });
+        }
         Command::Tour(arguments) => arguments,
     };
     let code = match arguments.settings() {

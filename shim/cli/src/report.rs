@@ -35,6 +35,10 @@ pub struct TourReport {
     pub withdrawn: Vec<Withdrawal>,
     /// Frames handed out while they were withdrawn: 0, or pageless is broken.
     pub reassigned_withdrawn_frames: u64,
+    /// Frames that were withdrawn in a pool that was killed, and are in its ledger after it was opened again.
+    pub reopened_withdrawn_frames: u64,
+    /// Frames that the killed pool had told of as withdrawn and that its ledger has forgotten: 0, or pageless is broken.
+    pub lost_after_crash: u64,
     /// Bytes of one owner that a later owner could read: 0, or pageless is broken.
     pub stale_bytes_seen: u64,
     /// Bytes that were read to look for them.
@@ -219,12 +223,19 @@ impl TourReport {
     /// Whether the tour kept what pageless promises.
     #[must_use]
     pub const fn holds(&self) -> bool {
-        self.reassigned_withdrawn_frames == 0 && self.stale_bytes_seen == 0
+        self.reassigned_withdrawn_frames == 0 && self.stale_bytes_seen == 0 && self.lost_after_crash == 0
     }
 
     /// The verdict in one sentence.
     #[must_use]
     pub fn headline(&self) -> String {
+        if self.lost_after_crash > 0 {
+            let forgotten = figures::counted(self.lost_after_crash, "withdrawn frame");
+            return format!(
+                "BROKEN: {forgotten} forgotten by a pool that was killed. Please report this with the seed {}.",
+                self.seed
+            );
+        }
         match (self.reassigned_withdrawn_frames, self.stale_bytes_seen) {
             (0, 0) => "No withdrawn frame was handed out again, and no guest saw another's bytes.".to_owned(),
             (0, stale) if !self.zeroing => {
@@ -267,6 +278,12 @@ impl TourReport {
                 figures::count(self.reassigned_withdrawn_frames),
                 figures::bytes(self.bytes_checked),
                 figures::count(self.stale_bytes_seen)
+            ),
+            format!(
+                "Another pool was killed in the middle of conversions. Of the frames that it had told of as withdrawn {} are in its \
+                 ledger, and {} are forgotten.",
+                figures::count(self.reopened_withdrawn_frames),
+                figures::count(self.lost_after_crash)
             ),
             format!(
                 "'May this GiB be converted?' took pageless {} and a scan of reference counts {}: {} times as long.",

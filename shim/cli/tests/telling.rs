@@ -113,6 +113,8 @@ fn the_json_has_every_promised_field() {
         "conversions",
         "reassigned_withdrawn_frames",
         "stale_bytes_seen",
+        "reopened_withdrawn_frames",
+        "lost_after_crash",
         "metadata_bytes",
         "struct_page_bytes",
         "seed",
@@ -135,6 +137,9 @@ fn the_json_has_every_promised_field() {
 fn the_verdict_turns_with_the_findings() {
     let mut report = demo::report();
     assert!(report.holds() && report.headline().starts_with("No withdrawn frame"));
+    report.lost_after_crash = 1;
+    assert!(!report.holds() && report.headline().starts_with("BROKEN: 1 withdrawn frame forgotten"));
+    report.lost_after_crash = 0;
     report.stale_bytes_seen = 4096;
     assert!(!report.holds() && report.headline().starts_with("BROKEN"));
     report.zeroing = false;

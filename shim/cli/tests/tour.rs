@@ -65,6 +65,7 @@ fn the_tour_holds_what_pageless_promises() {
     assert_eq!(told["backing"], "memfd");
     assert_eq!(told["pool_bytes"], 3_u64 << 30);
     assert_eq!((&told["reassigned_withdrawn_frames"], &told["stale_bytes_seen"]), (&0.into(), &0.into()));
+    assert_eq!((&told["reopened_withdrawn_frames"], &told["lost_after_crash"]), (&5.into(), &0.into()));
     assert!(told["bytes_checked"].as_u64().unwrap() > 50 << 20);
     assert!(told["conversions"].as_u64().unwrap() > 5000);
     assert!(told["metadata_bytes"].as_u64().unwrap() < 1 << 20);

@@ -167,6 +167,7 @@ fn read_all(place: &str, txn: &ReadTransaction, boot: &Arc<str>) -> Result<(Opti
     let mut found = Totals { hash: 0, rows: [0; 6], withdrawn_frames: 0, ..totals };
     let mut book = Book { boot: Arc::clone(boot), ..Book::new("") };
     (book.next_allocation, book.next_hold) = (totals.next_allocation, totals.next_hold);
+    book.dead_below = totals.dead_below;
     for at in [At::Allocations, At::Holds, At::Unproven, At::Poisoned, At::Past, At::Landmarks] {
         each_row(place, txn, at, |key, value| {
             found.hash = found.hash.wrapping_add(hash(at, key, value));
@@ -240,4 +241,40 @@ fn meta(place: &str, txn: &ReadTransaction, row: &str) -> Result<Option<Vec<u8>>
     unsealed("meta", row.as_bytes(), value.value())
         .map(|body| Some(body.to_vec()))
         .map_err(|bad| damaged(place, format!("a row cannot be read: {bad}"), at()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn fresh() -> Arc<dyn Disk> {
+        let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::default());
+        create("a test", &disk, &"boot".into()).unwrap();
+        disk
+    }
+
+    fn with_row(row: &str, body: Vec<u8>) -> LedgerError {
+        let disk = fresh();
+        let database = database(&disk).unwrap();
+        let txn = database.begin_write().unwrap();
+        put_meta(&txn, row, body).unwrap();
+        txn.commit().unwrap();
+        drop(database);
+        open("a test", &disk, &"boot".into()).err().unwrap()
+    }
+
+    #[test]
+    fn a_file_of_a_later_format_is_refused_by_its_number() {
+        let refused = with_row(FORMAT_ROW, 2u32.to_le_bytes().to_vec());
+        assert!(matches!(refused, LedgerError::Version { found: 2, .. }), "{refused}");
+    }
+
+    #[test]
+    fn rows_that_do_not_come_to_the_totals_are_damage() {
+        let totals = Totals { rows: [1, 0, 0, 0, 0, 0], ..Totals::default() };
+        let refused = with_row(TOTALS_ROW, totals.to_bytes());
+        let LedgerError::Damaged { damage, .. } = refused else { panic!("{refused}") };
+        assert!(damage.what.contains("0 rows are there, 1 should be") && damage.remedy.contains("copy"), "{damage}");
+    }
 }

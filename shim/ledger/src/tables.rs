@@ -72,6 +72,8 @@ pub(crate) struct Totals {
     pub(crate) next_hold: u64,
     pub(crate) next_past: u64,
     pub(crate) next_landmark: u64,
+    /// The owners of all allocations below this number are dead.
+    pub(crate) dead_below: u64,
 }
 
 impl Row for Totals {
@@ -84,6 +86,7 @@ impl Row for Totals {
         to.u64(self.next_hold);
         to.u64(self.next_past);
         to.u64(self.next_landmark);
+        to.u64(self.dead_below);
     }
 
     fn read(from: &mut Reader<'_>) -> Result<Self, Bad> {
@@ -96,6 +99,7 @@ impl Row for Totals {
         totals.next_hold = from.u64()?;
         totals.next_past = from.u64()?;
         totals.next_landmark = from.u64()?;
+        totals.dead_below = from.u64()?;
         Ok(totals)
     }
 }
@@ -219,6 +223,11 @@ pub(crate) fn read<R: Row>(at: At, key: u64, value: &[u8]) -> Result<R, StepErro
 
 impl Rows for Changes<'_> {
     type Error = StepError;
+
+    fn owners_dead(&mut self, below: u64) -> Result<(), StepError> {
+        self.totals.dead_below = self.totals.dead_below.max(below);
+        Ok(())
+    }
 
     fn boot(&self) -> Arc<str> {
         Arc::clone(&self.boot)

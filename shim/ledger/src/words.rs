@@ -52,6 +52,10 @@ impl<'b> Reader<'b> {
         Ok(taken)
     }
 
+    pub(crate) fn bytes(&mut self, bytes: usize) -> Result<&'b [u8], Bad> {
+        self.take(bytes)
+    }
+
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Bad> {
         self.take(N)?.try_into().map_err(|_| "it ends too early")
     }

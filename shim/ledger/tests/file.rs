@@ -45,6 +45,7 @@ fn a_pool_finds_everything_again() {
     drop(pool);
     let found = inspect(&path).unwrap();
     assert_eq!(found.book.allocations.values().map(|row| row.live.clone()).collect::<Vec<_>>(), [RunSet::new()]);
+    assert!(found.book.dead_below > 1, "its owner is dead");
     assert_eq!(found.book.past.len(), 1, "the quarantine that ended");
     assert!(found.book.landmarks.iter().filter(|landmark| landmark.kind == LandmarkKind::Opened).count() >= 2);
 }

@@ -9,6 +9,7 @@ mod drain;
 mod draw;
 mod ground;
 mod guest;
+pub(crate) mod killed;
 mod losses;
 mod picture;
 mod pin;
@@ -79,8 +80,9 @@ pub(crate) fn perform(settings: &TourSettings, narrator: &mut Narrator) -> anyho
     drain::tell(&mut story, &first, pinned, &broken)?;
     let last = pressure::tell(&mut story, first)?;
     let comparison = comparison::tell(&mut story, &last)?;
+    let killed = killed::tell(&mut story)?;
     story.check_books()?;
-    Ok(story.report(comparison, begun.elapsed()))
+    Ok(story.report(comparison, &killed, begun.elapsed()))
 }
 
 impl Story<'_> {
@@ -116,7 +118,7 @@ impl Story<'_> {
         Ok(())
     }
 
-    fn report(mut self, comparison: Comparison, elapsed: Duration) -> TourReport {
+    fn report(mut self, comparison: Comparison, killed: &killed::Found, elapsed: Duration) -> TourReport {
         let proof = self.pool.backing().proof();
         self.notes.sort_by(|a, b| a.name.cmp(&b.name));
         TourReport {
@@ -139,6 +141,8 @@ impl Story<'_> {
             guests: self.notes,
             withdrawn: self.losses.report(&self.pool),
             reassigned_withdrawn_frames: self.losses.reassigned,
+            reopened_withdrawn_frames: killed.reopened_withdrawn_frames,
+            lost_after_crash: killed.lost_after_crash,
             stale_bytes_seen: self.search.stale,
             bytes_checked: self.search.checked,
             metadata_bytes: self.pool.footprint().total() as u64,

@@ -185,6 +185,8 @@ pub(crate) fn report() -> TourReport {
         conversions: 10_012,
         withdrawn: withdrawals(),
         reassigned_withdrawn_frames: 0,
+        reopened_withdrawn_frames: 5,
+        lost_after_crash: 0,
         stale_bytes_seen: 0,
         bytes_checked: 7 << 30,
         metadata_bytes: 311_296,
