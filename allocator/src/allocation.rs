@@ -105,24 +105,26 @@ impl Allocation {
         (self.owned.extents.generation() == 0).then_some((*gib, record))
     }
 
-    /// The run and the piece behind `range`, if there is one of each: the usual case. The range need not have been checked: a
-    /// bad one has none.
+    /// The run and the piece behind `range`, if there is one of each, and the record: the usual case. The range need not have
+    /// been checked: a bad one has none.
     #[inline]
-    pub(crate) fn sole_piece(&self, range: &Range<u64>) -> Option<(Extent, Piece)> {
-        let aligned = (range.start | range.end).is_multiple_of(FRAME_BYTES);
-        let one_gib = range.start < range.end && range.start / Order::GIB1.bytes() == (range.end - 1) / Order::GIB1.bytes();
-        if let Some((gib, _)) = self.whole_gib(range.start).filter(|_| aligned && one_gib) {
-            let span = Span::of_bytes(range.start % Order::GIB1.bytes(), range.end - range.start)?;
-            let frames = span.in_gib_of(gib.start());
-            return Some((Extent { offset: range.start, frames }, Piece { record: gib.record(), span, frames }));
+    pub(crate) fn sole_piece(&self, range: &Range<u64>) -> Option<(Extent, Piece, &Record)> {
+        // An end before the start makes a length that no GiB has.
+        let span = Span::of_bytes(range.start % Order::GIB1.bytes(), range.end.wrapping_sub(range.start));
+        match (self.whole_gib(range.start), span) {
+            (Some((gib, record)), Some(span)) => {
+                let frames = gib.part(span)?;
+                Some((Extent { offset: range.start, frames }, Piece { record: gib.record(), span, frames }, record))
+            }
+            _ => self.searched_piece(range),
         }
-        self.searched_piece(range)
     }
 
     #[cold]
-    fn searched_piece(&self, range: &Range<u64>) -> Option<(Extent, Piece)> {
+    fn searched_piece(&self, range: &Range<u64>) -> Option<(Extent, Piece, &Record)> {
         let run = self.owned.extents.single(range)?;
-        Some((run, self.pool.records.single(run.frames)?))
+        let piece = self.pool.records.single(run.frames)?;
+        Some((run, piece, self.pool.records.record(piece.record)))
     }
 
     /// The runs behind `range`, after checking it.

@@ -81,7 +81,7 @@ impl<'p> Marked<'p> {
 
     /// Steps 2 and 3: every mapping, and last the backing.
     #[inline(always)]
-    fn prove(&self, mappings: &Mappings) -> Result<(), Stage> {
+    fn prove(&self, mappings: &Mappings) -> Result<(), Box<Stage>> {
         let op = Operation {
             id: self.id,
             intent: self.intent,
@@ -92,24 +92,24 @@ impl<'p> Marked<'p> {
         };
         for (nth, attached) in mappings.iter().enumerate() {
             if !attached.is_attached() || !self.is_undisturbed() {
-                return Err(Stage::Preparing { nth, refusal: None });
+                return Err(Box::new(Stage::Preparing { nth, refusal: None }));
             }
-            attached.mapping.prepare(&op).map_err(|refusal| Stage::Preparing { nth, refusal: Some(refusal) })?;
+            attached.mapping.prepare(&op).map_err(|refusal| Box::new(Stage::Preparing { nth, refusal: Some(refusal) }))?;
         }
         for (nth, attached) in mappings.iter().enumerate() {
             if !self.is_undisturbed() {
-                return Err(Stage::Invalidating { nth, stuck: None });
+                return Err(Box::new(Stage::Invalidating { nth, stuck: None }));
             }
             let proof = attached.mapping.invalidate(&op, self.changes);
-            proof.map_err(|stuck| Stage::Invalidating { nth, stuck: Some(stuck) })?;
+            proof.map_err(|stuck| Box::new(Stage::Invalidating { nth, stuck: Some(stuck) }))?;
         }
         if self.intent == Intent::Share && self.owned.contents == Contents::Zero {
             let nth = mappings.len();
             if !self.is_undisturbed() {
-                return Err(Stage::Invalidating { nth, stuck: None });
+                return Err(Box::new(Stage::Invalidating { nth, stuck: None }));
             }
             let proof = self.pool.backing.scrub(&op, self.changes);
-            proof.map_err(|stuck| Stage::Invalidating { nth, stuck: Some(stuck) })?;
+            proof.map_err(|stuck| Box::new(Stage::Invalidating { nth, stuck: Some(stuck) }))?;
         }
         Ok(())
     }
@@ -127,18 +127,17 @@ impl Allocation {
     // Always: each intent gets its own copy, in which nothing asks for the intent again.
     #[inline(always)]
     pub(crate) fn convert_at_once(&self, range: &Range<u64>, intent: Intent) -> AtOnce<'_> {
-        let Some((run, piece)) = self.sole_piece(range) else { return AtOnce::Look };
-        let record = self.pool.records.record(piece.record);
+        let Some((run, piece, record)) = self.sole_piece(range) else { return AtOnce::Look };
         let swept = self.pool.swept();
         let Some((id, changes)) = record.lock().begin_at_once(piece.span, self.owned.id, intent, piece.record as u64) else {
             return AtOnce::Look;
         };
-        let changes = changes.in_gib_of(run.frames.start());
+        let changes = if changes == piece.span { run.frames } else { changes.in_gib_of(run.frames.start()) };
         let marked = Marked { pool: &self.pool, owned: &self.owned, run, changes, id, intent, swept };
         // Read after the mark: see `Ownership::mappings`.
         let mappings = self.owned.mappings.load();
         if let Err(stage) = marked.prove(&mappings) {
-            return marked.snag(stage, mappings);
+            return marked.snag(*stage, mappings);
         }
         if !record.lock().flip(id, piece.span, intent) {
             // Something came up meanwhile: poison, or the owner's death.

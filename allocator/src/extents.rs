@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use pageless_metadata::{FRAME_BYTES, Order, Pfn, PfnRange};
+use pageless_metadata::{FRAME_BYTES, Pfn, PfnRange};
 use smallvec::{SmallVec, smallvec};
 
 use crate::sync::{AtomicU64, Ordering, RwLock};
@@ -45,14 +45,6 @@ impl Extent {
     pub fn clipped(self, frames: PfnRange) -> Option<Self> {
         let part = self.frames.intersect(frames)?;
         Some(Self { offset: self.offset_of(part.start()), frames: part })
-    }
-
-    /// The block of `order` that begins at `offset`, bytes of the allocation, if the extent has all of it and it is aligned alike
-    /// in the allocation and in the pool.
-    pub(crate) fn block_at(self, offset: u64, order: Order) -> Option<PfnRange> {
-        let run = self.within(&(offset..offset.checked_add(order.bytes())?))?;
-        let aligned = offset.is_multiple_of(order.bytes()) && run.frames.start().is_aligned(order);
-        (aligned && run.offset == offset && run.frames.frames() == order.frames()).then_some(run.frames)
     }
 
     /// The part of it that lies in `range`, bytes of the allocation, aligned to frames.

@@ -136,16 +136,9 @@ impl Records {
     }
 
     /// The parts of `range` that belong to the pool, cut at GiBs and nodes, ascending.
-    pub(crate) fn pieces(&self, range: PfnRange) -> impl Iterator<Item = Piece> + '_ {
-        self.nodes.iter().filter_map(move |node| node.span().intersect(range).map(|part| (node, part))).flat_map(
-            |(node, part)| {
-                part.pieces(Order::GIB1).map(|frames| Piece {
-                    record: node.record_of(frames.start()),
-                    span: Span::head_of(frames),
-                    frames,
-                })
-            },
-        )
+    #[inline]
+    pub(crate) fn pieces(&self, range: PfnRange) -> Cut<'_> {
+        Cut { nodes: self.nodes.iter(), range, rest: None }
     }
 
     /// Locks the records of all `pieces`, each once, in the order of frame numbers.
@@ -165,6 +158,32 @@ impl Records {
         let heap: usize = self.records.iter().map(|record| record.lock().heap_bytes()).sum();
         let frames: usize = self.nodes.iter().map(|node| node.frames.footprint_bytes()).sum();
         (size_of_val(&*self.records) + heap, frames)
+    }
+}
+
+/// The pieces of a range, one after the other.
+pub(crate) struct Cut<'p> {
+    /// The nodes that have not been looked at.
+    nodes: std::slice::Iter<'p, Node>,
+    range: PfnRange,
+    /// What is left of the range's part of a node.
+    rest: Option<(&'p Node, PfnRange)>,
+}
+
+impl Iterator for Cut<'_> {
+    type Item = Piece;
+
+    #[inline]
+    fn next(&mut self) -> Option<Piece> {
+        while self.rest.is_none() {
+            let node = self.nodes.next()?;
+            self.rest = node.span().intersect(self.range).map(|part| (node, part));
+        }
+        let (node, part) = self.rest.take()?;
+        let span = Span::head_of(part);
+        let frames = if u64::from(span.frames()) == part.frames() { part } else { part.sub(0, u64::from(span.frames()))? };
+        self.rest = PfnRange::new(frames.end(), part.end()).ok().map(|rest| (node, rest));
+        Some(Piece { record: node.record_of(frames.start()), span, frames })
     }
 }
 

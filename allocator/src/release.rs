@@ -58,9 +58,10 @@ impl Allocation {
             });
         }
         self.pool.tell_released(&self.owned, &released);
+        let released: RunSet = released.iter().map(|run| run.frames).collect();
         drop((locked, editing));
         self.pool.enqueue(&self.owned);
-        Ok(released.iter().map(|run| run.frames).collect())
+        Ok(released)
     }
 
     /// Gives a part up, as a balloon does: `range` is in bytes, aligned to 4 KiB. Offsets keep their meaning; the part can
@@ -76,9 +77,10 @@ impl Allocation {
             self.pool.release_piece(&self.owned, locked.gib(piece.record), *piece, &mut released);
         });
         self.pool.tell_released(&self.owned, &released);
+        let released: RunSet = released.iter().map(|run| run.frames).collect();
         drop(locked);
         self.pool.enqueue(&self.owned);
-        Ok(released.iter().map(|run| run.frames).collect())
+        Ok(released)
     }
 }
 
@@ -119,7 +121,7 @@ impl Inner {
     /// Marks what the owner has of a piece as released, with the piece's GiB locked, and adds those runs to `released`.
     fn release_piece(&self, owned: &Ownership, gib: &mut Gib, piece: Piece, released: &mut Runs) {
         if piece.span.is_whole() && gib.release_whole(owned.id) {
-            return self.list_released(owned, piece.frames, released);
+            return list_released(owned, piece.frames, released);
         }
         let spans = gib.release(piece.span, owned.id);
         if gib.is_withdrawn(piece.span) {
@@ -127,19 +129,13 @@ impl Inner {
             let mut registry = self.registry.lock();
             spans.iter().for_each(|span| registry.give_up(span.in_gib_of(piece.frames.start())));
         }
-        spans.iter().for_each(|span| self.list_released(owned, span.in_gib_of(piece.frames.start()), released));
+        spans.iter().for_each(|span| list_released(owned, span.in_gib_of(piece.frames.start()), released));
     }
 
-    fn list_released(&self, owned: &Ownership, frames: PfnRange, released: &mut Runs) {
-        let offset = owned.extents.find(frames.start()).map_or(0, |extent| extent.offset_of(frames.start()));
-        let extent = Extent { offset, frames };
-        owned.add_released(extent);
-        push_joined(released, extent);
-    }
-
-    /// Tells of what an owner has released, while its GiBs are locked: before anybody can tell that it is free.
+    /// Lists and tells what an owner has released, while its GiBs are locked: before anybody can find it released, or free.
     fn tell_released(&self, owned: &Ownership, released: &Runs) {
         for run in released {
+            owned.add_released(*run);
             self.journal.write(run.frames, Some(owned.id), EventKind::Released);
         }
         self.record_release(owned.id, || released.iter().map(|run| run.frames).collect());
@@ -149,4 +145,9 @@ impl Inner {
     pub(crate) fn enqueue(&self, owned: &Arc<Ownership>) {
         self.releasing.lock().insert(owned.id, Arc::clone(owned));
     }
+}
+
+fn list_released(owned: &Ownership, frames: PfnRange, released: &mut Runs) {
+    let offset = owned.extents.find(frames.start()).map_or(0, |extent| extent.offset_of(frames.start()));
+    push_joined(released, Extent { offset, frames });
 }

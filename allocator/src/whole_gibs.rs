@@ -3,7 +3,7 @@
 //! An allocation of whole GiBs, which is what a host of confidential VMs hands out, has nothing else. Everything else is found
 //! through the extents.
 
-use pageless_metadata::{Order, Pfn, PfnRange};
+use pageless_metadata::{Order, Pfn, PfnRange, Span};
 
 use crate::extents::Extent;
 use crate::record::Records;
@@ -13,8 +13,8 @@ use crate::record::Records;
 pub(crate) struct WholeGib {
     /// Index of its record; [`NONE`] where the guest GiB is made of parts.
     record: u32,
-    /// Its number in the pool: the first frame's, over 262,144.
-    number: u32,
+    /// Its frames.
+    frames: PfnRange,
 }
 
 const NONE: u32 = u32::MAX;
@@ -26,29 +26,29 @@ impl WholeGib {
         self.record as usize
     }
 
-    /// Its first frame.
+    /// The frames of it that lie in `span`.
     #[inline]
-    pub(crate) fn start(self) -> Pfn {
-        Pfn::new(u64::from(self.number) << Order::GIB1.log2())
+    pub(crate) fn part(self, span: Span) -> Option<PfnRange> {
+        self.frames.sub(u64::from(span.start()), u64::from(span.frames()))
     }
 }
 
 /// What is behind each guest GiB that the extents cover to its end, in guest order.
 pub(crate) fn whole_gibs(records: &Records, extents: &[Extent]) -> Box<[WholeGib]> {
+    let none = WholeGib { record: NONE, frames: PfnRange::single(Pfn::new(0)) };
     let gibs = extents.last().map_or(0, |last| last.end() / Order::GIB1.bytes());
-    (0..gibs).map(|gib| whole_gib(records, extents, gib * Order::GIB1.bytes())).collect()
-}
-
-fn whole_gib(records: &Records, extents: &[Extent], offset: u64) -> WholeGib {
-    let none = WholeGib { record: NONE, number: 0 };
-    let extent = extents.get(extents.partition_point(|extent| extent.end() <= offset));
-    let block = extent.and_then(|extent| extent.block_at(offset, Order::GIB1));
-    let found = block.and_then(|block: PfnRange| {
-        let piece = records.single(block)?;
-        let number = u32::try_from(block.start().get() >> Order::GIB1.log2()).ok()?;
-        Some(WholeGib { record: u32::try_from(piece.record).ok()?, number })
-    });
-    found.unwrap_or(none)
+    let mut found = vec![none; usize::try_from(gibs).unwrap_or(0)].into_boxed_slice();
+    for (extent, piece) in extents.iter().flat_map(|extent| records.pieces(extent.frames).map(move |piece| (extent, piece))) {
+        let offset = extent.offset_of(piece.frames.start());
+        let place = usize::try_from(offset / Order::GIB1.bytes()).ok().and_then(|nth| found.get_mut(nth));
+        if let Some(place) = place
+            && piece.span.is_whole()
+            && offset.is_multiple_of(Order::GIB1.bytes())
+        {
+            *place = WholeGib { record: u32::try_from(piece.record).unwrap_or(NONE), frames: piece.frames };
+        }
+    }
+    found
 }
 
 #[cfg(test)]
@@ -81,7 +81,7 @@ mod tests {
             .collect();
         let found = whole_gibs(&records, &extents);
         let whole: Vec<Option<(usize, u64)>> =
-            found.iter().map(|gib| (gib.record != NONE).then(|| (gib.record(), gib.start().get() / GIB))).collect();
+            found.iter().map(|gib| (gib.record != NONE).then(|| (gib.record(), gib.frames.start().get() / GIB))).collect();
         assert_eq!(whole, [Some((2, 6)), None, None, None, Some((10, 14))]);
         assert!(records.get(found[1].record()).is_none());
     }

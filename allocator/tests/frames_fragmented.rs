@@ -125,3 +125,31 @@ fn blocks_survive_a_storm_of_frames() {
     assert_eq!(frames.buildable().gib1, 1);
     assert_eq!(frames.take(Order::GIB1), Some(Pfn::new(GIB)));
 }
+
+#[test]
+fn the_longest_run_of_gibs_is_found_wherever_it_lies() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    for _ in 0..300 {
+        let gibs = rng.random_range(1..400);
+        let frames = Frames::new(span(GIB, gibs * GIB));
+        let mut holes: Vec<u64> = (0..rng.random_range(0..5)).map(|_| rng.random_range(0..gibs)).collect();
+        holes.sort_unstable();
+        holes.dedup();
+        for hole in &holes {
+            frames.take_at(span(GIB + hole * GIB, GIB)).unwrap();
+        }
+        let edges: Vec<u64> = holes.iter().copied().chain([gibs]).collect();
+        let starts = [0].into_iter().chain(holes.iter().map(|hole| hole + 1));
+        let longest = starts.zip(&edges).map(|(start, end)| end - start).max().unwrap();
+        assert_eq!(frames.take_run((longest + 1) * GIB, Order::GIB1), None);
+        if longest > 0 {
+            let run = frames.take_run(longest * GIB, Order::GIB1).unwrap();
+            assert_eq!((run.frames(), run.start().is_aligned(Order::GIB1)), (longest * GIB, true));
+            frames.put(run).unwrap();
+        }
+        assert_eq!(frames.free_frames(), (gibs - holes.len() as u64) * GIB);
+        assert_eq!(frames.check(), Ok(()));
+    }
+}

@@ -142,13 +142,15 @@ fn a_hung_reclaim_never_punches_memory_that_somebody_else_got_meanwhile() {
 }
 
 #[test]
-fn an_operation_that_hangs_in_prepare_invalidates_nothing_when_it_comes_back() {
+fn an_operation_that_hangs_in_prepare_asks_nobody_when_it_comes_back() {
     let world = World::of(16);
+    let host = world.also("host");
     let parked = world.ept.parks_in_prepare();
     let (late, swept) = while_parked(parked, || world.ram.share(pages(0, 8)), || sweep(&world.pool));
     assert_eq!(lost(&swept), set([(0, 8)]));
     assert!(matches!(late.unwrap_err(), Convert::Torn { .. }));
     assert_eq!(world.ept.asked(), [Asked::Prepare(Intent::Share, run(0, 8))]);
+    assert_eq!(host.asked(), [], "not even to prepare: the frames may be somebody else's by now");
 }
 
 #[test]

@@ -240,3 +240,59 @@ fn lowest(bits: u16, count: usize) -> u16 {
     }
     bits & !rest
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Takes leaves for these blocks, and gives them back: whatever chunks that leaves, promises are kept.
+    #[test]
+    fn a_promise_outlives_leaves_that_come_and_go() {
+        let mut store = LeafStore::new();
+        let promised = 3 * CHUNK_LEAVES;
+        (0..promised / 2).for_each(|_| store.promise(2).unwrap());
+        (0..200).for_each(|block| store.take(block).unwrap());
+        (0..200).for_each(|block| store.give_back(block));
+        store.check(|_| false).unwrap();
+        let before = store.heap_bytes();
+        assert_eq!(before, (promised + CHUNK_LEAVES) * size_of::<Leaf>(), "the promises, and room for what is on its way");
+        for pair in 0..promised / 2 {
+            store.redeem(2);
+            for block in [pair * 2, pair * 2 + 1] {
+                store.take(u32::try_from(block).unwrap()).unwrap();
+            }
+            assert_eq!(store.heap_bytes(), before, "pair {pair} of promised leaves asked the allocator");
+            store.check(|block| block as usize <= pair * 2 + 1).unwrap();
+        }
+    }
+
+    /// Between the end of a promise and the taking, something else may be given back.
+    #[test]
+    fn what_was_just_redeemed_is_not_freed() {
+        let mut store = LeafStore::new();
+        let pairs = CHUNK_LEAVES / 2;
+        (0..=pairs).for_each(|_| store.promise(2).unwrap());
+        store.take(511).unwrap();
+        store.redeem(2);
+        store.give_back(511);
+        let before = store.heap_bytes();
+        [1, 2].into_iter().for_each(|block| store.take(block).unwrap());
+        assert_eq!(store.heap_bytes(), before);
+        store.check(|block| block == 1 || block == 2).unwrap();
+    }
+
+    #[test]
+    fn a_store_whose_every_block_has_a_leaf_promises_what_it_will_not_need() {
+        let mut store = LeafStore::new();
+        (0..512).for_each(|block| store.take(block).unwrap());
+        (0..400).for_each(|_| store.promise(2).unwrap());
+        store.check(|_| true).unwrap();
+        (0..512).for_each(|block| store.give_back(block));
+        (0..512).for_each(|block| store.take(block).unwrap());
+        store.check(|_| true).unwrap();
+        (0..400).for_each(|_| store.redeem(2));
+        (0..512).for_each(|block| store.give_back(block));
+        assert_eq!(store.heap_bytes(), CHUNK_LEAVES * size_of::<Leaf>(), "one chunk stays spare");
+    }
+}

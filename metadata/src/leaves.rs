@@ -82,6 +82,16 @@ impl Leaves {
         Ok(changed + if first < end { self.fill(first, end, value) } else { 0 })
     }
 
+    /// Sets all bits to `value`. Allocates nothing.
+    pub(crate) fn set_all(&mut self, value: bool) {
+        let mixed = std::mem::replace(&mut self.mixed, [0; 8]);
+        self.full = [if value { u64::MAX } else { 0 }; 8];
+        let Some(store) = &mut self.store else { return };
+        for (nth, word) in mixed.into_iter().enumerate().filter(|(_, word)| *word != 0) {
+            bits::ones(nth, word).for_each(|block| store.give_back(block));
+        }
+    }
+
     /// As [`Self::try_set`]; ends the process where that fails.
     #[inline]
     pub(crate) fn set(&mut self, span: Span, value: bool) -> u32 {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod account;
+mod at_once;
 mod at_rest;
 mod bits;
 mod converting;

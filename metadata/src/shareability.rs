@@ -124,7 +124,7 @@ impl SharePlane {
 
     /// Reserves `span` if every frame of it is private, for a change to `shared`, or every one is shared, for the other; false,
     /// and nothing done, where that is not so or the memory is not there.
-    #[inline]
+    #[inline(always)]
     pub fn reserve_change(&mut self, span: Span, shared: bool) -> bool {
         // One frame of a block that is mixed: what most guests do most of the time.
         if let Form::Open(leaves) = &mut self.form
@@ -137,6 +137,7 @@ impl SharePlane {
         self.reserve_change_of_many(span, shared)
     }
 
+    #[inline(never)]
     fn reserve_change_of_many(&mut self, span: Span, shared: bool) -> bool {
         let before = Some(!shared);
         match &mut self.form {
@@ -159,7 +160,7 @@ impl SharePlane {
     }
 
     /// As [`Self::set`], and undoes one [`Self::reserve`] of the same span, thanks to which this allocates nothing.
-    #[inline]
+    #[inline(always)]
     pub fn set_reserved(&mut self, span: Span, shared: bool) -> u32 {
         if let Form::Open(leaves) = &mut self.form
             && span.frames() == 1
@@ -172,6 +173,7 @@ impl SharePlane {
         self.set_reserved_of_many(span, shared)
     }
 
+    #[inline(never)]
     fn set_reserved_of_many(&mut self, span: Span, shared: bool) -> u32 {
         self.redeem(span);
         let changed = self.set(span, shared);
@@ -205,15 +207,29 @@ impl SharePlane {
             return 0;
         }
         let changed = match &mut self.form {
-            Form::Open(leaves) => leaves.set(span, shared),
-            _ if span.is_whole() => {
-                self.form = Form::Uniform(shared);
+            form if span.is_whole() => {
+                match form {
+                    Form::Open(leaves) => leaves.set_all(shared),
+                    form => *form = Form::Uniform(shared),
+                }
                 self.shared.abs_diff(all)
             }
+            Form::Open(leaves) => leaves.set(span, shared),
             _ => self.opened().unwrap_or_else(|refused| refused.abort()).set(span, shared),
         };
         self.shared = if shared { self.shared + changed } else { self.shared - changed };
         changed
+    }
+
+    /// The one run within `span` of frames that are shared (or private): none where there is no such frame, or more than one run.
+    #[must_use]
+    pub fn only_run(&self, span: Span, shared: bool) -> Option<Span> {
+        let run = self.next_run(span, shared)?;
+        let all = if shared { self.shared } else { GIB_FRAMES - self.shared };
+        // The count of the GiB often knows that these are all.
+        let only =
+            run.frames() == all || Span::new(run.end(), span.end()).is_none_or(|rest| self.next_run(rest, shared).is_none());
+        only.then_some(run)
     }
 
     /// The first run within `span` of frames that are shared (or private), as long as it can be.
@@ -339,5 +355,48 @@ impl fmt::Debug for SharePlane {
             Form::Open(_) => "open",
         };
         write!(f, "{form}, {} of {GIB_FRAMES} frames shared, {} reservations", self.shared, self.reserved)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A plane whose block 1 is mixed: all of it is `shared` but `frame`.
+    fn all_but(frame: u32, shared: bool) -> SharePlane {
+        let mut plane = SharePlane::new();
+        plane.set(Span::WHOLE, shared);
+        plane.set(Span::single(frame), !shared);
+        plane
+    }
+
+    #[test]
+    fn one_reserved_frame_changes_what_it_changes_and_no_more() {
+        for shared in [false, true] {
+            let mut plane = all_but(700, shared);
+            for (frame, changes) in [(701, 0), (700, 1), (700, 0)] {
+                plane.reserve(Span::single(frame)).unwrap();
+                let before = plane.shared_frames();
+                assert_eq!(plane.set_reserved(Span::single(frame), shared), changes, "{frame}");
+                assert_eq!(plane.shared_frames().abs_diff(before), changes, "{frame}");
+                plane.check().unwrap();
+            }
+            assert_eq!(plane.whole(), Some(shared), "the last frame that differed is as the others");
+        }
+    }
+
+    #[test]
+    fn a_change_of_one_frame_is_reserved_where_it_is_one() {
+        for shared in [false, true] {
+            let mut plane = all_but(700, shared);
+            assert!(!plane.reserve_change(Span::single(701), shared), "it is so already");
+            assert!(!plane.reserve_change(Span::single(700), !shared), "it is so already");
+            assert!(plane.reserve_change(Span::single(700), shared) && plane.reserve_change(Span::single(701), !shared));
+            assert!(!plane.compact(), "two changes are reserved");
+            plane.unreserve(Span::single(700));
+            assert_eq!(plane.set_reserved(Span::single(701), !shared), 1);
+            plane.check().unwrap();
+        }
     }
 }

@@ -143,7 +143,7 @@ impl Span {
         if self.is_in_one_block() {
             (self.frames() != BLOCK_FRAMES) as u32
         } else {
-            (self.start % BLOCK_FRAMES != 0) as u32 + (self.end % BLOCK_FRAMES != 0) as u32
+            !self.start.is_multiple_of(BLOCK_FRAMES) as u32 + !self.end.is_multiple_of(BLOCK_FRAMES) as u32
         }
     }
 

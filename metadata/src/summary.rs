@@ -121,8 +121,9 @@ mod tests {
 
     #[test]
     fn every_fact_that_stands_in_the_way_silences_the_word() {
+        type Step = fn(&mut Gib, Span);
         let frame = Span::single(5);
-        let steps: [(&str, fn(&mut Gib, Span)); 6] = [
+        let steps: [(&str, Step); 6] = [
             ("converting", |gib, frame| {
                 gib.begin_at_once(frame, ID, Intent::Share, 0).unwrap();
             }),

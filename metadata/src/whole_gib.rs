@@ -114,5 +114,13 @@ mod tests {
         gib.poison(Span::single(4));
         assert!(!gib.free_whole(first.unwrap()), "a frame was poisoned meanwhile");
         assert!(!gib.free_whole(conversion));
+
+        let mut gib = owned();
+        gib.begin(Span::WHOLE, conversion, Intent::Reclaim).unwrap();
+        assert!(!gib.free_whole(conversion), "nobody has released it");
+        gib.cancel(conversion, Span::WHOLE);
+        assert!(gib.release_whole(ID));
+        gib.poison(Span::single(4));
+        assert!(!gib.begin_reclaim_whole(ID, &mut None, 0), "a frame is poisoned");
     }
 }

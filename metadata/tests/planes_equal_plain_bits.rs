@@ -32,6 +32,9 @@ enum Step {
     Comb(Span, u32, bool),
     Reserve(Span),
     Unreserve(prop::sample::Index),
+    SetReserved(prop::sample::Index, bool),
+    /// Reserved only if all of it is the other way round.
+    ReserveChange(Span, bool),
     Compact,
 }
 
@@ -40,7 +43,9 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (span(), any::<bool>()).prop_map(|(span, value)| Step::Set(span, value)),
         1 => (span(), prop::sample::select(&[2, 3, 100, 511, 512, 513]), any::<bool>()).prop_map(|(span, by, value)| Step::Comb(span, by, value)),
         2 => span().prop_map(Step::Reserve),
+        2 => (span(), any::<bool>()).prop_map(|(span, shared)| Step::ReserveChange(span, shared)),
         2 => any::<prop::sample::Index>().prop_map(Step::Unreserve),
+        4 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(which, shared)| Step::SetReserved(which, shared)),
         3 => Just(Step::Compact),
     ]
 }
@@ -132,7 +137,16 @@ proptest! {
                     reserved.push(span);
                 }
                 Step::Unreserve(which) if !reserved.is_empty() => plane.unreserve(reserved.swap_remove(which.index(reserved.len()))),
-                Step::Unreserve(_) => {}
+                Step::SetReserved(which, shared) if !reserved.is_empty() => {
+                    let span = reserved.swap_remove(which.index(reserved.len()));
+                    prop_assert_eq!(plane.set_reserved(span, shared), plain.set(span, shared));
+                }
+                Step::Unreserve(_) | Step::SetReserved(..) => {}
+                Step::ReserveChange(span, shared) => {
+                    let all_other = plain.of(span).iter().all(|frame| *frame != shared);
+                    prop_assert_eq!(plane.reserve_change(span, shared), all_other);
+                    reserved.extend(all_other.then_some(span));
+                }
                 Step::Compact => {
                     let (before, open) = (plane.heap_bytes(), reserved.iter().any(|span| !span.is_whole()));
                     let changed = plane.compact();
@@ -154,7 +168,7 @@ proptest! {
             let (teeth, value): (Vec<Span>, bool) = match step {
                 Step::Set(span, value) => (vec![span], value),
                 Step::Comb(span, by, value) => (comb(span, by).collect(), value),
-                Step::Reserve(_) | Step::Unreserve(_) | Step::Compact => continue,
+                _ => continue,
             };
             for span in teeth {
                 let changed = if value { plane.insert(span) } else { plane.remove(span) };

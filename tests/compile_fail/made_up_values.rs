@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pageless::{Cause, Converted, Detached, Lost, Mapping, Pfn, PfnRange, RunSet, Withdrawal};
 
 fn receipt(frames: PfnRange) -> Lost {
-    Lost { frames, offset: 0, state: Withdrawal::Failed, retry_after: None, holder: None, cause: Cause::default() }
+    Lost { frames, offset: 0, state: Withdrawal::Failed, retry_after: None, holder: None, cause: Cause::default(), recorded: true }
 }
 
 fn proof(mapping: Arc<dyn Mapping>) -> Detached {

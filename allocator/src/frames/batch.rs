@@ -7,8 +7,9 @@ use pageless_metadata::Pfn;
 use smallvec::SmallVec;
 
 use super::Frames;
-use super::hot::frame;
+use super::hot::one;
 use super::outcome::PutError;
+use super::place::Level;
 use crate::sync::Ordering;
 
 /// Frames that are looked at together. More would push each other out of the first cache before they are put.
@@ -47,21 +48,25 @@ impl Frames {
     /// another.
     #[inline]
     fn look_at(&self, frames: &[Pfn]) -> u64 {
-        let mut named = Named([0; 32]);
-        let mut odd = 0;
+        // Twice: the shorter the loop that meets the misses, the more of them the processor has under way.
+        let mut free = 0;
         for &pfn in frames {
             if !self.span.contains(pfn) {
                 return 1;
             }
             let at = self.place(pfn);
-            let group = &self.groups[at.group()];
-            let Some(slab) = group.cut() else { return 1 };
-            let (Some(lane), Some(word)) = (slab.lane(at), slab.leaf_word(at)) else { return 1 };
-            odd |= named.again(pfn) | word.load(Ordering::SeqCst) >> at.bit();
-            odd |= lane.whole.load(Ordering::SeqCst) >> at.block();
-            odd |= group.whole.load(Ordering::SeqCst) >> at.gib();
+            let Some(word) = self.groups[at.group()].cut().and_then(|slab| slab.leaf_word(at)) else { return 1 };
+            free |= word.load(Ordering::SeqCst) >> at.bit();
         }
-        odd & 1
+        let mut named = Named([0; 32]);
+        for &pfn in frames {
+            let at = self.place(pfn);
+            let group = &self.groups[at.group()];
+            let Some(lane) = group.cut().and_then(|slab| slab.lane(at)) else { return 1 };
+            free |= lane.whole.load(Ordering::SeqCst) >> at.block();
+            free |= group.whole.load(Ordering::SeqCst) >> at.gib() | named.again(pfn);
+        }
+        free & 1
     }
 
     #[inline]
@@ -89,7 +94,7 @@ impl Frames {
             return Err(PutError::Foreign { pfn, span: self.span });
         }
         let twice = sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
-        let free = sorted.iter().copied().find(|&pfn| self.first_free(frame(self.place(pfn))).is_some());
+        let free = sorted.iter().copied().find(|&pfn| self.first_free(one(Level::Frames, self.place(pfn))).is_some());
         if let Some(pfn) = [twice, free].into_iter().flatten().min() {
             return Err(PutError::AlreadyFree { pfn });
         }

@@ -44,8 +44,26 @@ impl Frames {
         })
     }
 
-    /// The first run of `count` whole GiBs.
+    /// The first run of `count` whole GiBs: where it starts.
     pub(super) fn find_gibs(&self, count: u64) -> Option<u64> {
+        if count >= 64 { self.find_many_gibs(count) } else { self.find_few_gibs(count) }
+    }
+
+    /// A run that is as long as a word's worth crosses into the next or is all of one: its ends are at words' ends.
+    fn find_many_gibs(&self, count: u64) -> Option<u64> {
+        // How many whole GiBs there are right before the word looked at.
+        let mut before = 0;
+        for (index, group) in self.groups.iter().enumerate() {
+            let word = group.whole.load(Ordering::SeqCst);
+            if before + u64::from(word.trailing_ones()) >= count {
+                return Some((index as u64 * 64 - before) << GIB_LOG2);
+            }
+            before = if word == !0 { before + 64 } else { u64::from(word.leading_ones()) };
+        }
+        None
+    }
+
+    fn find_few_gibs(&self, count: u64) -> Option<u64> {
         let (mut start, mut end) = (0, 0);
         for (index, group) in self.groups.iter().enumerate() {
             let mut word = group.whole.load(Ordering::SeqCst);

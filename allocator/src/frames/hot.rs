@@ -5,7 +5,7 @@
 use pageless_metadata::Pfn;
 
 use super::Frames;
-use super::place::{Level, Piece, Place, ones};
+use super::place::{Level, Piece, Place};
 use super::prefer::Slot;
 use super::store::{Supply, has, set_clear, take_lowest};
 use crate::sync::Ordering;
@@ -84,51 +84,51 @@ impl Frames {
     }
 
     /// Puts a frame of the span; tells it if it is free already.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put_frame(&self, at: Place) -> Result<(), Place> {
         let group = &self.groups[at.group()];
-        let Some(slab) = group.cut() else { return self.put_piece(frame(at)) };
-        let Some(lane) = slab.lane(at) else { return self.put_piece(frame(at)) };
-        let Some(word) = slab.leaf_word(at) else { return self.put_piece(frame(at)) };
+        let Some(slab) = group.cut() else { return self.put_closely(Level::Frames, at) };
+        let Some(lane) = slab.lane(at) else { return self.put_closely(Level::Frames, at) };
+        let Some(word) = slab.leaf_word(at) else { return self.put_closely(Level::Frames, at) };
         if has(&group.whole, at.gib()) || has(&lane.whole, at.block()) {
             return Err(at);
         }
         let Ok(now) = set_clear(word, 1 << at.bit()) else { return Err(at) };
-        let told = has(&lane.some, at.block()) && has(&group.some, at.gib());
-        let full_told = || has(&lane.full, at.block()) && has(&group.blocks, at.gib()) && has(&group.full, at.gib());
-        if !told || (now == !0 && !full_told()) {
-            return self.tell_frames(at, now);
+        // Not in closures, which the compiler leaves out of line.
+        if has(&lane.some, at.block())
+            && has(&group.some, at.gib())
+            && (now != !0 || (has(&lane.full, at.block()) && has(&group.blocks, at.gib()) && has(&group.full, at.gib())))
+        {
+            return Ok(());
         }
-        Ok(())
+        self.tell_frames(at, now)
     }
 
     /// Puts a block of 2 MiB of the span; tells its first free frame if there is one.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put_block(&self, at: Place) -> Result<(), Place> {
         let group = &self.groups[at.group()];
-        let piece = Piece { level: Level::Blocks, start: at, mask: 1 << at.block() };
-        let Some(slab) = group.cut() else { return self.put_piece(piece) };
-        let Some(lane) = slab.lane(at) else { return self.put_piece(piece) };
+        let Some(slab) = group.cut() else { return self.put_closely(Level::Blocks, at) };
+        let Some(lane) = slab.lane(at) else { return self.put_closely(Level::Blocks, at) };
         // A block that was ever cut may have free frames.
         if has(&group.whole, at.gib()) || has(&lane.some, at.block()) {
-            return self.put_piece(piece);
+            return self.put_closely(Level::Blocks, at);
         }
-        let Ok(now) = set_clear(&lane.whole, piece.mask) else { return Err(at) };
+        let Ok(now) = set_clear(&lane.whole, 1 << at.block()) else { return Err(at) };
         // If the GiB is said to be free as a whole, there is nothing to add; else that may be the case now.
-        let completes = || !has(&group.full, at.gib()) && now | lane.full.load(Ordering::SeqCst) == !0;
-        if !has(&group.blocks, at.gib()) || completes() {
-            return self.tell_blocks(at, now);
+        if has(&group.blocks, at.gib()) && (has(&group.full, at.gib()) || now | lane.full.load(Ordering::SeqCst) != !0) {
+            return Ok(());
         }
-        Ok(())
+        self.tell_blocks(at, now)
     }
 
     /// Puts a GiB of the span; tells its first free frame if there is one.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put_gib(&self, at: Place) -> Result<(), Place> {
         let group = &self.groups[at.group()];
         // A GiB that was ever cut may have free frames or blocks.
         if has(&group.some, at.gib()) || has(&group.blocks, at.gib()) {
-            return self.put_piece(Piece { level: Level::Gibs, start: at, mask: 1 << at.gib() });
+            return self.put_closely(Level::Gibs, at);
         }
         let Ok(_) = set_clear(&group.whole, 1 << at.gib()) else { return Err(at) };
         if has(self.top(at.group()).word(Supply::Gibs), super::hints::top_bit(at.group())) {
@@ -137,10 +137,11 @@ impl Frames {
         self.tell_gibs(at)
     }
 
-    /// Looks at all of a piece, and puts it if none of it is free.
+    /// Looks at all of the block at `at` that a bit of `level` speaks for, and puts it if none of it is free.
     #[cold]
     #[inline(never)]
-    pub(super) fn put_piece(&self, piece: Piece) -> Result<(), Place> {
+    fn put_closely(&self, level: Level, at: Place) -> Result<(), Place> {
+        let piece = one(level, at);
         self.first_free(piece).map_or_else(|| self.publish(piece), Err)
     }
 
@@ -170,7 +171,12 @@ impl Frames {
     }
 }
 
-/// The piece that is this frame.
-pub(super) fn frame(at: Place) -> Piece {
-    Piece { level: Level::Frames, start: at, mask: ones(at.bit(), 1) }
+/// The piece that one bit of `level` speaks for, the one for the block at `at`.
+pub(super) fn one(level: Level, at: Place) -> Piece {
+    let bit = match level {
+        Level::Gibs => at.gib(),
+        Level::Blocks => at.block(),
+        Level::Frames => at.bit(),
+    };
+    Piece { level, start: at, mask: 1 << bit }
 }

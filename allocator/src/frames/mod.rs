@@ -225,7 +225,7 @@ impl Frames {
     }
 
     fn frame_is_free(&self, pfn: Pfn) -> bool {
-        self.first_free(hot::frame(self.place(pfn))).is_some()
+        self.first_free(hot::one(place::Level::Frames, self.place(pfn))).is_some()
     }
 
     #[inline(never)]

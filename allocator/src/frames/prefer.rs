@@ -10,7 +10,7 @@ use crate::sync::{AtomicU64, Ordering, thread_number};
 /// Threads that can have a preference of their own; more share.
 const SLOTS: usize = 16;
 /// No preference: a place that no layer has.
-const NONE: u64 = u64::MAX & !63;
+const NONE: u64 = !63;
 
 /// One thread's preferences, on a cache line pair of its own.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use crate::ownership::{Attached, Mappings, Ownership};
 use crate::pool::{Inner, Pool};
 use crate::request::Request;
 use crate::sync::{Mutex, Ordering};
+use crate::whole_gibs::whole_gibs;
 use crate::withdrawal::{Entry, Recorded};
 
 /// What a pool found in its ledger when it was built.
@@ -125,8 +126,8 @@ fn adopt_strays(book: &mut Book) {
 fn restore_allocation(pool: &Inner, row: &AllocationRow, dead: bool) -> Result<(), LedgerError> {
     let mut request = Request::bytes(row.bytes).owner(&row.owner);
     request.contents = row.contents;
-    // No guest GiB counts as whole: parts of it may have been given up.
-    let mut owned = Ownership::new(row.id, &request, row.extents.clone(), Box::default());
+    let gibs = whole_gibs(&pool.records, &row.extents);
+    let mut owned = Ownership::new(row.id, &request, row.extents.clone(), gibs);
     owned.secret = row.secret;
     let unanswered = |name: &Arc<str>| Attached {
         name: Arc::clone(name),
