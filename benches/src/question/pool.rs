@@ -19,7 +19,7 @@ pub fn ask(bench: &mut Bench) -> anyhow::Result<()> {
         let gibs = 16.min(bench.scale.pool_gibs);
         let pool = guest::pool(bench.scale.pool_gibs)?;
         let operation = "allocate 16 GiB, attach a no-op mapping, release, reclaim";
-        let contest = Contest::new(operation, "64 GiB, no ledger yet").key("pool.16g_cycle");
+        let contest = Contest::new(operation, "64 GiB, without a ledger").key("pool.16g_cycle");
         let stage2: Arc<dyn Mapping> = Arc::new(NoOp);
         bench.run(contest.entry("pageless", hot(|| cycle(&pool, gibs, &stage2))))?;
     }
