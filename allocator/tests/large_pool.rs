@@ -7,8 +7,8 @@ mod scripted;
 use std::time::{Duration, Instant};
 
 use pageless::{
-    AllocateError, Allocation, Buildable, FRAME_BYTES, MetadataOnly, NodeFrames, Order, Pfn, PfnRange, Pool, Request,
-    Shareability,
+    AllocateError, Allocation, Buildable, Cause, FRAME_BYTES, MetadataOnly, NodeFrames, Order, Pfn, PfnRange, Pool, Request,
+    RunSet, Shareability, Verdict,
 };
 use scripted::{Scripted, run};
 
@@ -141,4 +141,58 @@ fn not_enough_tells_what_can_be_built_and_that_is_true() {
     pool.reclaim();
     is_true(&pool, pool.stats().buildable);
     assert!(pool.verify().is_sound());
+}
+
+#[test]
+fn a_replaced_frame_of_a_whole_gib_is_found_where_it_is_now() {
+    let pool = Pool::builder().backing(MetadataOnly::of_bytes(2 * GIB)).build().unwrap();
+    let ram = pool.allocate(Request::bytes(GIB).order(Order::GIB1).owner("vm")).unwrap();
+    let ept = Scripted::new();
+    ram.attach("ept", ept.clone()).unwrap();
+    let (offset, lost) = (7 * FRAME_BYTES, ram.frame(7 * FRAME_BYTES).unwrap());
+    pool.poison(PfnRange::single(lost), Cause::new("MCE", 0xb, "uncorrectable"));
+    let fresh = ram.replace(offset).unwrap().frame;
+    assert_eq!((ram.frame(offset).unwrap(), ram.shareability(offset).unwrap()), (fresh, Shareability::Private));
+    ept.asked();
+    assert_eq!(*ram.share(offset..offset + FRAME_BYTES).unwrap().frames(), RunSet::from(PfnRange::single(fresh)));
+    assert_eq!(ept.invalidated(), [PfnRange::single(fresh)]);
+    assert_eq!(ram.shareability(offset).unwrap(), Shareability::Shared);
+    drop(ram);
+    pool.reclaim();
+    assert!(pool.verify().is_sound());
+}
+
+/// Loses the frames at these offsets for a while, and has others take their places.
+fn replace_for_a_while(pool: &Pool, ram: &Allocation, ept: &Scripted, offsets: [u64; 2], share: bool) {
+    for offset in offsets {
+        ept.sticks(PfnRange::single(ram.frame(offset).unwrap()), Verdict::Retry { after: Duration::ZERO });
+        let frame = offset..offset + FRAME_BYTES;
+        let _torn = if share { ram.share(frame) } else { ram.unshare(frame) }.unwrap_err();
+    }
+    let lost = offsets.map(|offset| ram.frame(offset).unwrap());
+    offsets.into_iter().for_each(|offset| assert_eq!(ram.replace(offset).unwrap().offset, offset));
+    ept.heals();
+    lost.into_iter().for_each(|frame| drop(pool.retry(PfnRange::single(frame))));
+}
+
+#[test]
+fn a_gib_whose_frames_have_changed_places_is_no_leaf() {
+    let pool = Pool::builder().backing(MetadataOnly::of_bytes(2 * GIB)).build().unwrap();
+    let ram = pool.allocate(Request::bytes(GIB).order(Order::GIB1).owner("vm")).unwrap();
+    let others = pool.allocate(Request::bytes(GIB - 2 * FRAME_BYTES).owner("others")).unwrap();
+    let ept = Scripted::new();
+    ram.attach("ept", ept.clone()).unwrap();
+    let of_the_gib = ram.frame(0).unwrap();
+    let (one, two) = (3 * FRAME_BYTES, 5 * FRAME_BYTES);
+    // The two spare frames take their places; then those two are lost, and only the first two are left to take theirs.
+    replace_for_a_while(&pool, &ram, &ept, [one, two], true);
+    assert_eq!(pool.stats().free, 2);
+    replace_for_a_while(&pool, &ram, &ept, [two, one], true);
+    let back = [one, two].map(|offset| ram.frame(offset).unwrap());
+    assert!(back.iter().all(|frame| PfnRange::block(of_the_gib, Order::GIB1).contains(*frame)), "{back:?}");
+    // The GiB is all of the owner's, sound and private again, but not in the guest's order.
+    assert!(ram.promotable(0, Order::GIB1).is_err());
+    assert_eq!(ram.max_mapping_order(0).unwrap(), Order::BASE);
+    assert!(pool.verify().is_sound());
+    drop(others);
 }

@@ -12,12 +12,13 @@ use pageless_bench::report::{ENTROPY_LIMIT, Report};
 use pageless_bench::{html, markdown, question, run, table};
 use serde_json::Value;
 
-/// The lines of the design, but for the three that arrive with the ledger.
+/// The lines of the design.
 const KEYS: &str = "
     frames.4k_pair_hot frames.4k_put_random_1tib frames.4k_put_batch_1tib frames.2m_pair_hot frames.1g_pair frames.64g_pair
     frames.2m_fragmented_take frames.2m_fragmented_fail convert.4k convert.4k_cold convert.2m convert.1g_uniform convert.hostile
     check.1g_hot check.order_hot check.1g_cold threads.disjoint_2 threads.same_gib_2 pool.16g_cycle footprint.uniform
-    footprint.random_2m footprint.random_4k footprint.random_4k_rest footprint.worst pool.build_1tib";
+    footprint.random_2m footprint.random_4k footprint.random_4k_rest footprint.worst footprint.image
+    ledger.commit pool.build_1tib pool.reopen";
 
 fn words(text: &str) -> BTreeSet<String> {
     text.split_whitespace().map(str::to_owned).collect()

@@ -84,7 +84,7 @@ impl Leaves {
 
     /// Sets all bits to `value`. Allocates nothing.
     pub(crate) fn set_all(&mut self, value: bool) {
-        let mixed = std::mem::replace(&mut self.mixed, [0; 8]);
+        let mixed = std::mem::take(&mut self.mixed);
         self.full = [if value { u64::MAX } else { 0 }; 8];
         let Some(store) = &mut self.store else { return };
         for (nth, word) in mixed.into_iter().enumerate().filter(|(_, word)| *word != 0) {

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use pageless::ledger::LedgerError;
@@ -56,11 +57,19 @@ impl FileDisk {
         Self::locked(path, file.map_err(|error| explain(path, &error))?)
     }
 
+    /// Locks the file, and waits a little for the lock: a process that the last holder has forked keeps it until it runs another
+    /// program, although the holder has closed the file.
     fn locked(path: &Path, file: File) -> Result<Self, LedgerError> {
-        match file.try_lock() {
-            Ok(()) => Ok(Self { file, reserved: Mutex::new(0) }),
-            Err(TryLockError::WouldBlock) => Err(LedgerError::Busy { place: path.display().to_string() }),
-            Err(TryLockError::Error(error)) => Err(explain(path, &error)),
+        const PATIENCE: Duration = Duration::from_millis(300);
+        const PAUSE: Duration = Duration::from_millis(5);
+        let began = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { file, reserved: Mutex::new(0) }),
+                Err(TryLockError::WouldBlock) if began.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+                Err(TryLockError::WouldBlock) => return Err(LedgerError::Busy { place: path.display().to_string() }),
+                Err(TryLockError::Error(error)) => return Err(explain(path, &error)),
+            }
         }
     }
 }
