@@ -30,6 +30,10 @@ impl AtomicU64 {
         fenced(order, || self.0.fetch_add(value, order))
     }
 
+    pub(crate) fn fetch_max(&self, value: u64, order: Ordering) -> u64 {
+        fenced(order, || self.0.fetch_max(value, order))
+    }
+
     pub(crate) fn fetch_sub(&self, value: u64, order: Ordering) -> u64 {
         fenced(order, || self.0.fetch_sub(value, order))
     }

@@ -1,7 +1,7 @@
 //! The benchmarks of pageless: the standalone comparison with its rivals, and the workloads that other benchmarks share.
 //!
-//! A [`Contest`](contest::Contest) is one question with all its contenders; [`Bench`](bench::Bench) runs contests,
-//! interleaved; [`question`] has them all, in order; [`Report`](report::Report) keeps what was seen, and `table`, `html`,
+//! A [`Contest`](contest::Contest) is one question with all its contenders; [`Bench`] runs contests,
+//! interleaved; [`question`] has them all, in order; [`Report`] keeps what was seen, and `table`, `html`,
 //! `markdown` and its JSON show it.
 #![deny(unsafe_code)] // Allowed where a module says why.
 
