@@ -175,7 +175,6 @@ impl Inner {
             }
         }
         for frames in &partition.done {
-            self.submit_entry(|| ledger::Entry::Proven { frames, freed: false });
             self.open(frames);
         }
         for loss in recall.losses.runs() {
@@ -203,6 +202,9 @@ impl Inner {
                     partition.released.insert(frames);
                 }
                 Ended::Done => {
+                    // In the ledger's queue while the GiB is locked, so before anything that becomes of the frames now: else their
+                    // next owner could be durable before the end of this mark is.
+                    self.submit_entry(|| ledger::Entry::Proven { frames, freed: false });
                     self.journal.write(frames, Some(recall.owned.id), EventKind::Recovered);
                     partition.done.insert(frames);
                 }
