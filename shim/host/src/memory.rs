@@ -1,5 +1,7 @@
 //! [`HostMemory`]: frames that are offsets in memfds, and what the kernel can be made to prove about them.
 
+use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -59,6 +61,8 @@ struct Inner {
     proof: ProofMethod,
     zeroing: Zeroing,
     mappings: Mutex<Vec<Weak<Translations>>>,
+    /// No other memory has this name, on no host and at no time: the files have none and end with this value or its process.
+    name: String,
 }
 
 /// What the builder has laid out.
@@ -99,7 +103,9 @@ impl HostMemory {
 
     pub(crate) fn new(layout: Layout, page: PageSize, proof: ProofMethod, zeroing: Zeroing) -> Self {
         let Layout { nodes, slots } = layout;
-        Self { inner: Arc::new(Inner { nodes, slots, page, proof, zeroing, mappings: Mutex::default() }) }
+        let [high, low] = [RandomState::new(), RandomState::new()].map(|random| random.hash_one(std::process::id()));
+        let name = format!("anonymous memory {high:016x}{low:016x}");
+        Self { inner: Arc::new(Inner { nodes, slots, page, proof, zeroing, mappings: Mutex::default(), name }) }
     }
 
     /// The size of the pages behind the frames.
@@ -334,6 +340,11 @@ impl Backing for HostMemory {
         Identity::Synthetic
     }
 
+    /// A new name for each: the marks of memory that is gone end with it.
+    fn instance(&self) -> Option<Cow<'static, str>> {
+        Some(self.inner.name.clone().into())
+    }
+
     fn nodes(&self) -> Vec<NodeFrames> {
         self.inner.nodes.clone()
     }
@@ -414,5 +425,19 @@ impl Drop for Inner {
                 keeper::keep(file);
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_memory_has_a_name_of_its_own_and_keeps_it() {
+        let memory = || HostMemory::builder().bytes(2 << 20).build().unwrap();
+        let (one, other) = (memory(), memory());
+        assert!(one.instance().is_some() && one.instance() == one.clone().instance());
+        assert_ne!(one.instance(), other.instance());
     }
 }
