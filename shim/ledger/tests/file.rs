@@ -6,9 +6,9 @@ mod cast;
 use std::path::Path;
 use std::sync::Arc;
 
-use cast::{NOT_NOW, Sticky, marks, pages, pool_on, run, set};
+use cast::{NOT_NOW, Sticky, marked, marks, pages, pool_on, run, set};
 use pageless::ledger::{LandmarkKind, Ledger, LedgerError};
-use pageless::{BuildError, Cause, FRAME_BYTES, Mapping, MetadataOnly, Pool, Request, RunSet, Verdict};
+use pageless::{BuildError, FRAME_BYTES, Mapping, MetadataOnly, Pool, Request, RunSet};
 use pageless_ledger::{RedbLedger, inspect, replace_hardware};
 
 fn open(path: &Path) -> Arc<RedbLedger> {
@@ -18,13 +18,7 @@ fn open(path: &Path) -> Arc<RedbLedger> {
 /// A pool of 64 frames with marks of every kind.
 fn lived(path: &Path) {
     let pool = pool_on(open(path), 64);
-    let ram = pool.allocate(Request::bytes(32 * FRAME_BYTES).contiguous().owner("vm-42")).unwrap();
-    let ept = Sticky::new();
-    ram.attach("ept", ept.clone()).unwrap();
-    ept.sticks(3, Verdict::Never);
-    ept.sticks(9, NOT_NOW);
-    assert!(ram.share(pages(0, 32)).is_err());
-    pool.poison(run(40, 41), Cause::new("MCE", 0xb, "uncorrectable"));
+    let _lost = marked(&pool);
 }
 
 #[test]

@@ -8,8 +8,8 @@ mod cast;
 use std::path::Path;
 use std::sync::Arc;
 
-use cast::{NOT_NOW, Sticky, pages, pool_on, run, set};
-use pageless::{Cause, FRAME_BYTES, Request, RunSet, Verdict};
+use cast::{marked, pages, pool_on, set};
+use pageless::{RunSet, Verdict};
 use pageless_ledger::{RedbLedger, inspect_bytes};
 
 /// Bytes of the header and the two commit slots: all eight bits of each are tried.
@@ -19,13 +19,7 @@ const HEADER: usize = 320;
 /// SIGKILL would leave it, and after it was closed.
 fn ledgers(path: &Path) -> [Vec<u8>; 2] {
     let pool = pool_on(Arc::new(RedbLedger::at(path).unwrap()), 64);
-    let ram = pool.allocate(Request::bytes(32 * FRAME_BYTES).contiguous().owner("vm-42")).unwrap();
-    let ept = Sticky::new();
-    ram.attach("ept", ept.clone()).unwrap();
-    ept.sticks(3, Verdict::Never);
-    ept.sticks(9, NOT_NOW);
-    assert!(ram.share(pages(0, 32)).is_err());
-    pool.poison(run(40, 41), Cause::new("MCE", 0xb, "uncorrectable"));
+    let (ram, ept) = marked(&pool);
     ept.sticks(20, Verdict::Never);
     assert!(ram.unshare(pages(16, 32)).is_err());
     let killed = std::fs::read(path).unwrap();

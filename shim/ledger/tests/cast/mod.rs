@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use pageless::ledger::{Book, Ledger};
 use pageless::{
-    Cause, FRAME_BYTES, Mapping, MetadataOnly, Operation, Pfn, PfnRange, Policy, Pool, Refusal, RetryPolicy, RunSet, Stuck,
-    Verdict, Withdrawal,
+    Allocation, Cause, FRAME_BYTES, Mapping, MetadataOnly, Operation, Pfn, PfnRange, Policy, Pool, Refusal, Request, RetryPolicy,
+    RunSet, Stuck, Verdict, Withdrawal,
 };
 
 pub(crate) const NOT_NOW: Verdict = Verdict::Retry { after: Duration::ZERO };
@@ -79,4 +79,16 @@ impl Mapping for Sticky {
             None => Ok(()),
         }
     }
+}
+
+/// An allocation of the first 32 frames, of which frame 3 fails and frame 9 is quarantined; and frame 40 is poisoned.
+pub(crate) fn marked(pool: &Pool) -> (Allocation, Arc<Sticky>) {
+    let ram = pool.allocate(Request::bytes(32 * FRAME_BYTES).contiguous().owner("vm-42")).unwrap();
+    let ept = Sticky::new();
+    ram.attach("ept", ept.clone()).unwrap();
+    ept.sticks(3, Verdict::Never);
+    ept.sticks(9, NOT_NOW);
+    assert!(ram.share(pages(0, 32)).is_err());
+    pool.poison(run(40, 41), Cause::new("MCE", 0xb, "uncorrectable"));
+    (ram, ept)
 }
