@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use pageless_metadata::{FRAME_BYTES, Pfn, PfnRange};
 
@@ -60,6 +61,48 @@ pub trait Backing: Send + Sync {
     /// that proof does not come, [`Backing::keep_shut`] follows.
     fn lift(&self, frames: PfnRange) {
         let _ = frames;
+    }
+}
+
+impl<B: Backing + ?Sized> Backing for Arc<B> {
+    fn identity(&self) -> Identity {
+        (**self).identity()
+    }
+
+    fn instance(&self) -> Option<Cow<'static, str>> {
+        (**self).instance()
+    }
+
+    fn nodes(&self) -> Vec<NodeFrames> {
+        (**self).nodes()
+    }
+
+    fn proof(&self) -> ProofScope {
+        (**self).proof()
+    }
+
+    fn granule(&self, pfn: Pfn) -> PfnRange {
+        (**self).granule(pfn)
+    }
+
+    fn commit(&self, frames: PfnRange) -> Result<(), Shortage> {
+        (**self).commit(frames)
+    }
+
+    fn scrub(&self, op: &Operation, frames: PfnRange) -> Result<(), Stuck> {
+        (**self).scrub(op, frames)
+    }
+
+    fn prove(&self, op: &Operation, frames: PfnRange) -> Result<(), Stuck> {
+        (**self).prove(op, frames)
+    }
+
+    fn keep_shut(&self, frames: PfnRange) {
+        (**self).keep_shut(frames);
+    }
+
+    fn lift(&self, frames: PfnRange) {
+        (**self).lift(frames);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use pageless::{InvalidRange, PfnRange};
+use pageless::{InvalidRange, PfnRange, Shortage};
 
 use crate::PageSize;
 
@@ -155,6 +155,9 @@ pub enum MapError {
         /// The frames.
         frames: PfnRange,
     },
+    /// Pages that were committed are gone, and the host has no others to put in their place.
+    #[error("pages behind frames that were committed have vanished")]
+    Vanished(#[source] Shortage),
     /// The bytes are not mapped at the moment: never mapped, or made unreachable.
     #[error("the byte at offset {offset:#x} is not mapped now; {done} bytes before it were copied")]
     Unmapped {

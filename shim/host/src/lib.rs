@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `page` | the three page sizes and which of them this host can provide now ([`probe`]) |
 //! | `numa` | asking the kernel for pages of one node |
+//! | `backing` | [`HostBacking`], what every memory here is and yours can be: frames behind descriptors |
 //! | `segment` | one memfd and the frames behind it |
 //! | `keeper` | descriptors that outlive their memory, because a withdrawn page must stay shut (I12) |
 //! | `builder` | cutting memory into segments, and every limit that can be in the way |
@@ -54,6 +55,7 @@
 #[cfg(test)]
 extern crate self as pageless_host;
 
+mod backing;
 mod builder;
 mod error;
 pub mod keeper;
@@ -67,9 +69,9 @@ pub mod pin;
 mod region;
 mod segment;
 
+pub use backing::{HostBacking, LocalMappings, SegmentHandle};
 pub use builder::HostMemoryBuilder;
 pub use error::{HostError, MapError};
 pub use mapping::HostMapping;
 pub use memory::{HostMemory, ProofMethod, Zeroing};
 pub use page::{PageAvailability, PageSize, probe};
-pub use segment::SegmentHandle;

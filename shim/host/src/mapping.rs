@@ -4,11 +4,12 @@ use std::fs;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::sys::mman::MmapAdvise;
 use pageless::{Allocation, Cause, FRAME_BYTES, MapGuard, Mapping, Operation, Order, Pfn, PfnRange, Refusal, Stuck, Verdict};
 use parking_lot::RwLock;
 
 use crate::region::{Gap, Region};
-use crate::{HostMemory, MapError, PageSize};
+use crate::{HostBacking, MapError, PageSize};
 
 /// An allocation's frames in this process's address space, at their guest offsets.
 ///
@@ -21,7 +22,7 @@ use crate::{HostMemory, MapError, PageSize};
 /// would fault; a child made by `fork` inherits none of them. An invalidation waits for the copies under way, at most 1 MiB each.
 #[derive(Debug)]
 pub struct HostMapping {
-    memory: HostMemory,
+    memory: Arc<dyn HostBacking>,
     translations: Arc<Translations>,
 }
 
@@ -76,7 +77,10 @@ impl Translations {
 impl HostMapping {
     /// Reserves addresses for an allocation: its extents as (guest offset in bytes, frames). Nothing is mapped yet. Offsets
     /// and frames begin and end on the memory's pages; extents may come in any order and may leave gaps.
-    pub fn new(memory: &HostMemory, extents: impl IntoIterator<Item = (u64, PfnRange)>) -> Result<Self, MapError> {
+    pub fn new<B>(memory: &B, extents: impl IntoIterator<Item = (u64, PfnRange)>) -> Result<Self, MapError>
+    where
+        B: HostBacking + Clone + 'static,
+    {
         let page = memory.page();
         let mut given: Vec<(u64, PfnRange)> = extents.into_iter().collect();
         let mut bytes = 0;
@@ -104,12 +108,12 @@ impl HostMapping {
         }
         let region = Region::reserve(bytes, alignment(bytes, page)).map_err(|errno| MapError::NoAddresses { bytes, errno })?;
         let translations = Arc::new(Translations { extents: RwLock::new(extents), region });
-        memory.register(&translations);
-        Ok(Self { memory: memory.clone(), translations })
+        memory.local_mappings().enter(&translations);
+        Ok(Self { memory: Arc::new(memory.clone()), translations })
     }
 
     /// The same for the frames that an allocation has now.
-    pub fn of(memory: &HostMemory, allocation: &Allocation) -> Result<Self, MapError> {
+    pub fn of<B: HostBacking + Clone + 'static>(memory: &B, allocation: &Allocation) -> Result<Self, MapError> {
         Self::new(memory, allocation.extents().into_iter().map(|extent| (extent.offset, extent.frames)))
     }
 
@@ -162,6 +166,9 @@ impl HostMapping {
         if covered != frames.frames() {
             return Err(MapError::Foreign { frames });
         }
+        self.memory.populate(frames).map_err(MapError::Vanished)?;
+        let huge = [MmapAdvise::MADV_HUGEPAGE];
+        let advice = if self.memory.wants_transparent_huge_pages() { &huge[..] } else { &[] };
         for (extent, part, place) in Translations::places(&extents, frames) {
             if !on_pages(part, page) {
                 return Err(MapError::Unaligned { frames: part, offset: place.start().get() * FRAME_BYTES, page });
@@ -171,7 +178,7 @@ impl HostMapping {
                 let handle = self.memory.segment(run.start()).ok_or(MapError::NotCommitted { frames: run })?;
                 let (piece, after) = run.split_at(handle.frames().frames());
                 if let Some((piece, place)) = piece.and_then(|piece| Some((piece, extent.place(piece)?))) {
-                    self.translations.region.map(place, &handle.file, piece.start()).map_err(|errno| map_error(errno, piece))?;
+                    self.translations.region.map(place, &handle, advice).map_err(|errno| map_error(errno, piece))?;
                 }
                 rest = after;
             }
@@ -364,7 +371,7 @@ mod tests {
     use pageless::Backing;
 
     use super::*;
-    use crate::ProofMethod;
+    use crate::{HostMemory, ProofMethod};
 
     /// An earlier mapping may have proven only part of what an operation covers, so a later one is asked for odd runs.
     #[test]

@@ -2,17 +2,16 @@
 
 use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use pageless::{Backing, Cause, Identity, NodeFrames, Operation, Pfn, PfnRange, ProofScope, RunSet, Shortage, Stuck, Verdict};
 use parking_lot::Mutex;
 
-use crate::mapping::Translations;
 use crate::page::HugePool;
-use crate::segment::{Refused, SegmentFile, SegmentHandle};
-use crate::{HostMemoryBuilder, PageSize, keeper};
+use crate::segment::{Refused, SegmentFile};
+use crate::{HostBacking, HostMemoryBuilder, LocalMappings, PageSize, SegmentHandle, keeper};
 
 /// When to ask again for a proof that a mapping or a pin prevented.
 const RETRY_AFTER: Duration = Duration::from_millis(300);
@@ -60,7 +59,7 @@ struct Inner {
     page: PageSize,
     proof: ProofMethod,
     zeroing: Zeroing,
-    mappings: Mutex<Vec<Weak<Translations>>>,
+    mappings: LocalMappings,
     /// No other memory has this name, on no host and at no time: the files have none and end with this value or its process.
     name: String,
 }
@@ -105,30 +104,7 @@ impl HostMemory {
         let Layout { nodes, slots } = layout;
         let [high, low] = [RandomState::new(), RandomState::new()].map(|random| random.hash_one(std::process::id()));
         let name = format!("anonymous memory {high:016x}{low:016x}");
-        Self { inner: Arc::new(Inner { nodes, slots, page, proof, zeroing, mappings: Mutex::default(), name }) }
-    }
-
-    /// The size of the pages behind the frames.
-    #[must_use]
-    pub fn page(&self) -> PageSize {
-        self.inner.page
-    }
-
-    /// All frames: from the first of the first node to the last of the last.
-    #[must_use]
-    pub fn frames(&self) -> PfnRange {
-        let whole = self.inner.slots.iter().map(|slot| slot.frames).reduce(PfnRange::hull);
-        whole.unwrap_or(PfnRange::single(Pfn::new(0))) // the builder refuses memory without a segment
-    }
-
-    /// The descriptor behind `pfn` and where the frame lies in it; nothing while no memory is committed there.
-    #[must_use]
-    pub fn segment(&self, pfn: Pfn) -> Option<SegmentHandle> {
-        let slot = self.slot(pfn)?;
-        let state = slot.state.lock();
-        let filled = state.filled.runs().iter().copied().find(|run| run.contains(pfn))?;
-        let from = PfnRange::new(pfn, filled.end()).ok()?;
-        Some(SegmentHandle { file: state.file.clone()?, from })
+        Self { inner: Arc::new(Inner { nodes, slots, page, proof, zeroing, mappings: LocalMappings::default(), name }) }
     }
 
     /// The frames withdrawn now, over all segments.
@@ -203,7 +179,7 @@ impl HostMemory {
     }
 
     fn why_not_sealed(&self, errno: Errno, segment: PfnRange, took: Duration) -> String {
-        let ours = self.translated(segment);
+        let ours = self.inner.mappings.translated(segment);
         match errno {
             Errno::EBUSY if ours > 0 => format!("mapped writable: {ours} frames of it by this process's own HostMapping"),
             Errno::EBUSY if took < RESCANNED => {
@@ -220,7 +196,7 @@ impl HostMemory {
     }
 
     fn prove_by_unmap(&self, state: &mut SlotState, run: PfnRange) -> Result<(), Stuck> {
-        let mapped = self.translated(run);
+        let mapped = self.inner.mappings.translated(run);
         if mapped > 0 {
             let meaning = format!("{mapped} frames are still mapped by a HostMapping of this process");
             let cause = Cause::new("unmap", Errno::EBUSY as u64, meaning);
@@ -286,19 +262,6 @@ impl HostMemory {
             }
             _ => format!("{step}: {errno}"),
         }
-    }
-
-    /// How many of `frames` this process's own mappings translate now.
-    fn translated(&self, frames: PfnRange) -> u64 {
-        let mappings: Vec<_> = self.inner.mappings.lock().iter().filter_map(Weak::upgrade).collect();
-        mappings.iter().flat_map(|mapping| mapping.of(frames)).map(PfnRange::frames).sum()
-    }
-
-    /// Remembers a mapping of this memory, so that a proof can look at it.
-    pub(crate) fn register(&self, translations: &Arc<Translations>) {
-        let mut mappings = self.inner.mappings.lock();
-        mappings.retain(|mapping| mapping.strong_count() > 0);
-        mappings.push(Arc::downgrade(translations));
     }
 
     fn slot(&self, pfn: Pfn) -> Option<&Slot> {
@@ -414,6 +377,45 @@ impl Backing for HostMemory {
             slot.state.lock().withdrawn.remove(run);
             Ok::<_, std::convert::Infallible>(())
         });
+    }
+}
+
+impl HostBacking for HostMemory {
+    fn page(&self) -> PageSize {
+        self.inner.page
+    }
+
+    fn segment(&self, pfn: Pfn) -> Option<SegmentHandle> {
+        let slot = self.slot(pfn)?;
+        let state = slot.state.lock();
+        let filled = state.filled.runs().iter().copied().find(|run| run.contains(pfn))?;
+        let frames = PfnRange::new(pfn, filled.end()).ok()?;
+        let file = state.file.clone()?;
+        let offset = file.offset_of(pfn);
+        Some(SegmentHandle::new(file, offset, frames))
+    }
+
+    fn local_mappings(&self) -> &LocalMappings {
+        &self.inner.mappings
+    }
+
+    /// Takes huge pages that somebody punched out of the file since the commit anew: without one a touch would be a SIGBUS.
+    /// Pages that are there are only looked up.
+    fn populate(&self, frames: PfnRange) -> Result<(), Shortage> {
+        if !self.inner.page.is_huge() {
+            return Ok(());
+        }
+        self.by_slot(frames, |slot, run| {
+            let state = slot.state.lock();
+            let Some(file) = &state.file else { return Ok(()) };
+            let short = |refused| Shortage { frames: run, reason: self.why_short(refused).into() };
+            state.filled.clipped(run).try_for_each(|part| file.fill(part).map_err(short))
+        })
+    }
+
+    fn frames(&self) -> PfnRange {
+        let whole = self.inner.slots.iter().map(|slot| slot.frames).reduce(PfnRange::hull);
+        whole.unwrap_or(PfnRange::single(Pfn::new(0))) // the builder refuses memory without a segment
     }
 }
 

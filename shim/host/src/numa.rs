@@ -3,6 +3,7 @@
 //! Pages of an ordinary memfd follow the file's own policy, which `mbind` on any shared mapping of it sets and which stays
 //! with the file. hugetlb files have none: there the policy of the calling thread decides, so it is set around the fill.
 
+use std::os::fd::AsFd;
 use std::{fs, ptr};
 
 use memmap2::MmapOptions;
@@ -45,7 +46,7 @@ pub(crate) fn bind_file(file: &SegmentFile, node: u32) -> Result<(), Errno> {
     let bytes = usize::try_from(file.frames().bytes()).map_err(|_| Errno::EFBIG)?;
     let window = MmapOptions::new()
         .len(bytes)
-        .map_raw(&file.fd())
+        .map_raw(&file.as_fd())
         .map_err(|error| error.raw_os_error().map_or(Errno::ENOMEM, Errno::from_raw))?;
     // SAFETY: the address and length are those of `window`, which lives until after the call; mbind reads NODES bits of
     // `mask` (maxnode counts one more than is used) and changes no memory of this process.

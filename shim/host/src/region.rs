@@ -20,7 +20,7 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonym
 use pageless::{FRAME_BYTES, Pfn, PfnRange, RunSet};
 use parking_lot::RwLock;
 
-use crate::segment::SegmentFile;
+use crate::SegmentHandle;
 
 /// Bytes copied under one hold of the lock: an unmap waits for at most this much.
 const COPY_AT_ONCE: usize = 1 << 20;
@@ -81,10 +81,9 @@ impl Region {
         self.bytes as u64
     }
 
-    /// Maps `at` to the file's pages from `first` on, where it is not mapped already.
-    pub(crate) fn map(&self, at: PfnRange, file: &SegmentFile, first: Pfn) -> Result<(), Errno> {
-        let wanted = PfnRange::from_len(first, at.frames()).map_err(|_| Errno::EINVAL)?;
-        if !file.frames().contains_range(wanted) {
+    /// Maps `at` to the segment's bytes from the handle's offset on, where it is not mapped already, with `advice` about it.
+    pub(crate) fn map(&self, at: PfnRange, segment: &SegmentHandle, advice: &[MmapAdvise]) -> Result<(), Errno> {
+        if at.frames() > segment.frames().frames() {
             return Err(Errno::EINVAL);
         }
         let mut state = self.state.write();
@@ -93,16 +92,18 @@ impl Region {
         }
         for gap in state.mapped.gaps_in(at).runs() {
             let (address, length) = self.place(*gap)?;
-            let pfn = first.add(gap.start().get() - at.start().get());
-            let offset = i64::try_from(file.offset_of(pfn)).map_err(|_| Errno::EFBIG)?;
+            let into = (gap.start().get() - at.start().get()) * FRAME_BYTES;
+            let offset = segment.offset().checked_add(into).and_then(|offset| i64::try_from(offset).ok()).ok_or(Errno::EFBIG)?;
             let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
             // SAFETY: `place` has checked that the addresses lie in this region's own reservation, where MAP_FIXED replaces only
             // what this region put there; the write lock keeps every access out meanwhile.
-            let start =
-                unsafe { mmap(Some(address), length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, file.fd(), offset) }?;
+            let start = unsafe {
+                mmap(Some(address), length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, segment.fd(), offset)
+            }?;
             // A child that fork made would keep a mapping that this process cannot undo, so it gets none.
-            // SAFETY: the very addresses just mapped; the advice changes what fork copies and nothing else.
-            if let Err(errno) = unsafe { madvise(start, length.get(), MmapAdvise::MADV_DONTFORK) } {
+            let mut all = [MmapAdvise::MADV_DONTFORK].iter().chain(advice);
+            // SAFETY: the very addresses just mapped. `map`'s callers give advice about page sizes only, which changes no contents.
+            if let Err(errno) = all.try_for_each(|advice| unsafe { madvise(start, length.get(), *advice) }) {
                 self.cover(*gap)?;
                 return Err(errno);
             }

@@ -1,8 +1,6 @@
 //! One segment: a memfd, and the frames that are offsets in it.
 
-use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
@@ -38,6 +36,12 @@ pub(crate) struct SegmentFile {
     node: Option<u32>,
 }
 
+impl AsFd for SegmentFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl SegmentFile {
     /// An empty file as long as `frames`. No page is taken yet.
     pub(crate) fn create(frames: PfnRange, page: PageSize, node: Option<u32>) -> Result<Self, Refused> {
@@ -64,11 +68,6 @@ impl SegmentFile {
     /// The frames of the whole file.
     pub(crate) fn frames(&self) -> PfnRange {
         self.frames
-    }
-
-    /// The descriptor.
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 
     /// Where `pfn` lies in the file, in bytes.
@@ -133,47 +132,5 @@ impl SegmentFile {
                 other => return other,
             }
         }
-    }
-}
-
-/// A segment's file as it is now, and where one frame lies in it.
-///
-/// The handle keeps the file open: when a proof replaces the segment's memory, the handle still names the old, sealed file,
-/// whose pages go back to the host only when the last handle and every other copy of the descriptor is gone. Whoever maps
-/// the file must be attached to the allocation as a [`Mapping`](pageless::Mapping): pageless sees only those. Never punch
-/// through the descriptor: on huge pages the next touch may be a SIGBUS.
-#[derive(Clone)]
-pub struct SegmentHandle {
-    pub(crate) file: Arc<SegmentFile>,
-    pub(crate) from: PfnRange,
-}
-
-impl SegmentHandle {
-    /// The segment's descriptor.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.file.fd()
-    }
-
-    /// Where the frame lies in the file, in bytes.
-    #[must_use]
-    pub fn offset(&self) -> u64 {
-        self.file.offset_of(self.from.start())
-    }
-
-    /// The frames from the one asked for to the end of what is committed in one piece: they lie side by side in the file.
-    #[must_use]
-    pub fn frames(&self) -> PfnRange {
-        self.from
-    }
-}
-
-impl fmt::Debug for SegmentHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SegmentHandle")
-            .field("fd", &self.file.fd)
-            .field("offset", &self.offset())
-            .field("frames", &self.from)
-            .finish()
     }
 }

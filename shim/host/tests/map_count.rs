@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use pageless::{FRAME_BYTES, Pool, Request};
-use pageless_host::{HostMapping, HostMemory, MapError, ProofMethod};
+use pageless_host::{HostBacking, HostMapping, HostMemory, MapError, ProofMethod};
 
 #[test]
 fn scattered_runs_beyond_the_limit_are_refused_by_name_and_can_all_be_unmapped() {

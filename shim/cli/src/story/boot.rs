@@ -2,6 +2,7 @@
 
 use anyhow::bail;
 use pageless::{FRAME_BYTES, PfnRange};
+use pageless_host::HostBacking;
 
 use super::guest::Guest;
 use super::{Story, ground};

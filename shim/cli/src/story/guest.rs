@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use pageless::{Allocation, FRAME_BYTES, Order, Pfn, PfnRange, Pool, Request};
-use pageless_host::{HostMapping, HostMemory, PageSize};
+use pageless_host::{HostBacking, HostMapping, HostMemory, PageSize};
 
 use super::view::View;
 

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use pageless::{FRAME_BYTES, PfnRange};
+use pageless_host::HostBacking;
 
 use super::Story;
 use super::guest::Guest;

@@ -1,7 +1,7 @@
 //! Commit, scrub and prove on 4 KiB pages, in one process.
 
 use pageless::{Backing, FRAME_BYTES, Identity, Pfn, PfnRange, Verdict};
-use pageless_host::{HostMemory, PageSize, ProofMethod, Zeroing, probe};
+use pageless_host::{HostBacking, HostMemory, PageSize, ProofMethod, Zeroing, probe};
 
 use crate::{Guest, builder, byte_at, map, map_all, part};
 

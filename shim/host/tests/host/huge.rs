@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use pageless::Mapping;
 use pageless::{Backing, FRAME_BYTES, Order, Verdict};
-use pageless_host::{HostMemory, MapError, PageSize, ProofMethod, pin::KernelPin};
+use pageless_host::{HostBacking, HostMemory, MapError, PageSize, ProofMethod, pin::KernelPin};
 
 use crate::reservation::Reservation;
 use crate::{Guest, builder, byte_at, bytes_the_kernel_maps, map, part};

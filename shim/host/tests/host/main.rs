@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pageless::{Allocation, FRAME_BYTES, MetadataOnly, Pfn, PfnRange, Pool, Request};
-use pageless_host::{HostMapping, HostMemory, HostMemoryBuilder, MapError, ProofMethod};
+use pageless_host::{HostBacking, HostMapping, HostMemory, HostMemoryBuilder, MapError, ProofMethod};
 
 /// Frame numbers that no other test of this process uses: they name the memfds, which tests look for in /proc/self/fd.
 fn unique_base() -> Pfn {

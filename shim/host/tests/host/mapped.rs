@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pageless::{Backing, FRAME_BYTES, Mapping, Order, PfnRange, Refusal};
-use pageless_host::{HostMapping, HostMemory, MapError, ProofMethod, pin::KernelPin};
+use pageless_host::{HostBacking, HostMapping, HostMemory, MapError, ProofMethod, pin::KernelPin};
 
 use crate::{Guest, builder, byte_at, bytes_the_kernel_maps, map, map_all, part};
 

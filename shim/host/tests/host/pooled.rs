@@ -8,7 +8,7 @@ use pageless::{
     Allocation, Backing, Cause, Convert, FRAME_BYTES, Mapping, Operation, PfnRange, Pool, Reclaimed, Refusal, Request, Stuck,
     Verdict, WaitingFor, Withdrawal,
 };
-use pageless_host::{HostMapping, HostMemory, MapError, ProofMethod, pin::KernelPin};
+use pageless_host::{HostBacking, HostMapping, HostMemory, MapError, ProofMethod, pin::KernelPin};
 
 use crate::{builder, byte_at, part};
 

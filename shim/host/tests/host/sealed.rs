@@ -8,7 +8,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use pageless::{Backing, FRAME_BYTES, Stuck, Verdict};
-use pageless_host::{HostMemory, ProofMethod, pin::KernelPin};
+use pageless_host::{HostBacking, HostMemory, ProofMethod, pin::KernelPin};
 
 use crate::reservation::{LargeFolios, copied};
 use crate::{Guest, builder, byte_at, map, map_all, part};

@@ -3,7 +3,7 @@
 use std::os::fd::AsRawFd;
 
 use pageless::{Backing, FRAME_BYTES};
-use pageless_host::{ProofMethod, keeper};
+use pageless_host::{HostBacking, ProofMethod, keeper};
 
 use crate::{builder, byte_at, map_all, open_descriptors, part};
 
