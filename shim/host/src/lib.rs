@@ -72,6 +72,6 @@ mod segment;
 pub use backing::{HostBacking, LocalMappings, SegmentHandle};
 pub use builder::HostMemoryBuilder;
 pub use error::{HostError, MapError};
-pub use mapping::HostMapping;
+pub use mapping::{HostMapping, Vacant};
 pub use memory::{HostMemory, ProofMethod, Zeroing};
 pub use page::{PageAvailability, PageSize, probe};

@@ -1,0 +1,2 @@
+//! KVM beside pageless.
+#![deny(unsafe_code)]
