@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use pageless::{InvalidRange, PfnRange, Shortage};
 
-use crate::PageSize;
+use crate::{GuestMemfdSupport, PageSize, SharedSide};
 
-/// Why [`HostMemoryBuilder::build`](crate::HostMemoryBuilder::build) gave no memory. Nothing has been taken.
+/// Why a builder gave no memory. Nothing has been taken.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostError {
@@ -100,6 +100,23 @@ pub enum HostError {
     UnknownNode {
         /// The node asked for.
         node: u32,
+    },
+    /// The descriptor is not one of a KVM virtual machine.
+    #[error("{step} failed: the descriptor is not a KVM virtual machine's")]
+    NotAVm {
+        /// The step.
+        step: &'static str,
+        /// What the kernel said.
+        #[source]
+        errno: Errno,
+    },
+    /// KVM does not offer the guest_memfd that was asked for.
+    #[error("no guest_memfd with its shared side {asked}: this VM has {support}")]
+    NoGuestMemfd {
+        /// Where the shared side was to be.
+        asked: SharedSide,
+        /// What there is.
+        support: GuestMemfdSupport,
     },
     /// The kernel refused a step that has no better name here.
     #[error("{step} failed")]

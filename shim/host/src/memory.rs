@@ -1,7 +1,6 @@
 //! [`HostMemory`]: frames that are offsets in memfds, and what the kernel can be made to prove about them.
 
 use std::borrow::Cow;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,12 +8,12 @@ use nix::errno::Errno;
 use pageless::{Backing, Cause, Identity, NodeFrames, Operation, Pfn, PfnRange, ProofScope, RunSet, Shortage, Stuck, Verdict};
 use parking_lot::Mutex;
 
+use crate::holes::Refused;
 use crate::page::HugePool;
-use crate::segment::{Refused, SegmentFile};
-use crate::{HostBacking, HostMemoryBuilder, LocalMappings, PageSize, SegmentHandle, keeper};
+use crate::segment::SegmentFile;
+use crate::stuck::{self, RETRY_AFTER};
+use crate::{HostBacking, HostMemoryBuilder, LocalMappings, PageSize, SegmentHandle, instance, keeper};
 
-/// When to ask again for a proof that a mapping or a pin prevented.
-const RETRY_AFTER: Duration = Duration::from_millis(300);
 /// The kernel answers at once for a writable mapping and rescans for about 160 ms for a pin (host.md); an answer that took
 /// longer than this came from the rescans, or from a very busy host: it decides the wording of a cause and nothing else.
 const RESCANNED: Duration = Duration::from_millis(75);
@@ -102,8 +101,7 @@ impl HostMemory {
 
     pub(crate) fn new(layout: Layout, page: PageSize, proof: ProofMethod, zeroing: Zeroing) -> Self {
         let Layout { nodes, slots } = layout;
-        let [high, low] = [RandomState::new(), RandomState::new()].map(|random| random.hash_one(std::process::id()));
-        let name = format!("anonymous memory {high:016x}{low:016x}");
+        let name = instance::anonymous();
         Self { inner: Arc::new(Inner { nodes, slots, page, proof, zeroing, mappings: LocalMappings::default(), name }) }
     }
 
@@ -128,16 +126,16 @@ impl HostMemory {
         self.by_slot(frames, |slot, run| {
             let state = slot.state.lock();
             if let Some(marked) = state.withdrawn.clipped(run).next() {
-                return Err(marked_stuck("zero", marked));
+                return Err(stuck::withdrawn("zero", marked));
             }
             let Some(file) = &state.file else { return Ok(()) };
             if !self.inner.page.is_huge() {
-                return file.punch(run).map_err(|refused| refused_stuck(refused, run));
+                return file.punch(run).map_err(|refused| stuck::refused(refused, run));
             }
             state
                 .filled
                 .clipped(run)
-                .try_for_each(|part| file.zero_in_place(part).map_err(|refused| refused_stuck(refused, part)))
+                .try_for_each(|part| file.zero_in_place(part).map_err(|refused| stuck::refused(refused, part)))
         })
     }
 
@@ -153,7 +151,7 @@ impl HostMemory {
         self.by_slot(granules, |slot, run| {
             let mut state = slot.state.lock();
             if let Some(marked) = state.withdrawn.clipped(run).next() {
-                let mut stuck = marked_stuck("prove", marked);
+                let mut stuck = stuck::withdrawn("prove", marked);
                 stuck.at = self.granule(marked.start());
                 return Err(stuck);
             }
@@ -196,18 +194,13 @@ impl HostMemory {
     }
 
     fn prove_by_unmap(&self, state: &mut SlotState, run: PfnRange) -> Result<(), Stuck> {
-        let mapped = self.inner.mappings.translated(run);
-        if mapped > 0 {
-            let meaning = format!("{mapped} frames are still mapped by a HostMapping of this process");
-            let cause = Cause::new("unmap", Errno::EBUSY as u64, meaning);
-            return Err(Stuck { at: run, verdict: Verdict::Retry { after: RETRY_AFTER }, cause });
-        }
+        self.inner.mappings.prove_none(run)?;
         let Some(file) = state.file.clone().filter(|_| self.inner.zeroing == Zeroing::On) else { return Ok(()) };
         // Punched rather than overwritten: whoever still holds a reference keeps the old page, and the next owner gets another.
-        let refused = |refused| refused_stuck(refused, run);
+        let refused = |refused| stuck::refused(refused, run);
         if !self.inner.page.is_huge() {
             file.punch(run).map_err(refused)?;
-            return if file.is_hole(run).map_err(refused)? { Ok(()) } else { Err(unsplit_stuck(run)) };
+            return if file.is_hole(run).map_err(refused)? { Ok(()) } else { Err(stuck::unsplit(run)) };
         }
         for filled in state.filled.clipped(run).collect::<Vec<_>>() {
             for page in filled.pieces(self.inner.page.order()) {
@@ -278,24 +271,6 @@ impl HostMemory {
             .map_while(|slot| Some((slot, slot.frames.intersect(frames)?)))
             .try_for_each(|(slot, run)| work(slot, run))
     }
-}
-
-fn refused_stuck(refused: Refused, at: PfnRange) -> Stuck {
-    // Zeroing fails for lack of memory to split a large page, or because somebody sealed the file.
-    let verdict = if refused.errno == Errno::EPERM { Verdict::Never } else { Verdict::Retry { after: RETRY_AFTER } };
-    Stuck { at, verdict, cause: Cause::new(refused.step, refused.errno as u64, refused.errno.desc()) }
-}
-
-fn unsplit_stuck(at: PfnRange) -> Stuck {
-    let meaning = "zeroed, but a page stays in its file: it is part of a large folio that the kernel cannot split, as while any \
-                   page of it is pinned (splice, io_uring, a device)";
-    let cause = Cause::new("fallocate(FALLOC_FL_PUNCH_HOLE)", Errno::EBUSY as u64, meaning);
-    Stuck { at, verdict: Verdict::Retry { after: RETRY_AFTER }, cause }
-}
-
-fn marked_stuck(step: &'static str, at: PfnRange) -> Stuck {
-    let meaning = "withdrawn: its page is kept shut until the mark is lifted";
-    Stuck { at, verdict: Verdict::Retry { after: RETRY_AFTER }, cause: Cause::new(step, 0, meaning) }
 }
 
 impl Backing for HostMemory {
@@ -424,7 +399,7 @@ impl Drop for Inner {
         for slot in &mut self.slots {
             let state = slot.state.get_mut();
             if let Some(file) = state.file.take().filter(|_| !state.withdrawn.is_empty()) {
-                keeper::keep(file);
+                keeper::keep(file, slot.frames);
             }
         }
     }

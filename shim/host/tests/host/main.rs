@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod base;
+mod guest_memfd;
 mod huge;
 mod limits;
 mod mapped;
