@@ -263,6 +263,12 @@ impl HostMapping {
         frames.is_some_and(|frames| self.translations.region.has_all(frames))
     }
 
+    /// The size of the pages behind the frames: they are mapped whole.
+    #[must_use]
+    pub fn page(&self) -> PageSize {
+        self.memory.page()
+    }
+
     /// What lies where no frame is mapped.
     #[must_use]
     pub fn vacant(&self) -> Vacant {
