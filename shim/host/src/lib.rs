@@ -15,6 +15,7 @@
 //! | `guest_memfd` | [`GuestMemfd`], the memory of one KVM virtual machine, with a private and a shared side |
 //! | `region` | reserved addresses, really mapped and unmapped; copies that cannot fault |
 //! | `mapping` | [`HostMapping`], this process's page tables as a mapping |
+//! | `witness` | [`SealWitness`], a mapping that looks for pins before shared memory becomes private |
 //! | `pin` | real kernel pins, to show what a proof sees |
 //!
 //! On memfd and hugetlb the kernel chooses the physical pages, so frame numbers are *synthetic*: a frame is an offset in a
@@ -74,6 +75,7 @@ pub mod pin;
 mod region;
 mod segment;
 mod stuck;
+mod witness;
 
 pub use backing::{HostBacking, LocalMappings, SegmentHandle};
 pub use builder::HostMemoryBuilder;
@@ -82,3 +84,4 @@ pub use guest_memfd::{GuestMemfd, GuestMemfdBuilder, GuestMemfdSupport, SharedSi
 pub use mapping::{HostMapping, Vacant};
 pub use memory::{HostMemory, ProofMethod, Zeroing};
 pub use page::{PageAvailability, PageSize, probe};
+pub use witness::SealWitness;

@@ -85,6 +85,10 @@ struct SlotState {
     filled: RunSet,
     /// Frames whose mark stands (I12): while there is one, the file is neither replaced nor closed, and its page stays.
     withdrawn: RunSet,
+    /// A conversion's proof has put an empty place where the file was: the next use makes another.
+    renew: bool,
+    /// Sealed files whose pages were withdrawn when a conversion's proof came: they stay open until no mark stands.
+    shut: Vec<Arc<SegmentFile>>,
 }
 
 impl Slot {
@@ -103,6 +107,12 @@ impl HostMemory {
         let Layout { nodes, slots } = layout;
         let name = instance::anonymous();
         Self { inner: Arc::new(Inner { nodes, slots, page, proof, zeroing, mappings: LocalMappings::default(), name }) }
+    }
+
+    /// How its released frames are proven.
+    #[must_use]
+    pub fn proof_method(&self) -> ProofMethod {
+        self.inner.proof
     }
 
     /// The frames withdrawn now, over all segments.
@@ -162,6 +172,32 @@ impl HostMemory {
         })
     }
 
+    /// Proves by a seal that nobody maps or pins `segments`, whole ones whose contents are not wanted any more, and puts fresh
+    /// memory in their place. Unlike [`Self::prove_granules`] it may be asked while marks stand: the old file then stays open
+    /// until they are lifted, and the fresh one comes with the next use.
+    pub(crate) fn exchange_segments(&self, segments: PfnRange) -> Result<(), Stuck> {
+        self.by_slot(segments, |slot, run| {
+            if run != slot.frames {
+                let meaning = format!("the kernel proves only whole segments, here {}", slot.frames);
+                let cause = Cause::new(SEAL, Errno::EINVAL as u64, meaning);
+                return Err(Stuck { at: run, verdict: Verdict::Retry { after: RETRY_AFTER }, cause });
+            }
+            let mut state = slot.state.lock();
+            let old = state.file.clone();
+            self.prove_by_seal(slot, &mut state)?;
+            state.renew |= old.is_some();
+            if !state.withdrawn.is_empty() {
+                state.shut.extend(old);
+                return Ok(());
+            }
+            drop(old); // its pages go back first: there may be no others
+            if let Err(shortage) = self.commit_locked(slot, &mut state, run) {
+                tracing::debug!(%shortage, "no fresh memory yet; asked for again at the next use");
+            }
+            Ok(())
+        })
+    }
+
     fn prove_by_seal(&self, slot: &Slot, state: &mut SlotState) -> Result<(), Stuck> {
         let Some(file) = &state.file else { return Ok(()) };
         let began = Instant::now();
@@ -172,7 +208,7 @@ impl HostMemory {
             return Err(Stuck { at: slot.frames, verdict, cause: Cause::new(SEAL, errno as u64, meaning) });
         }
         // The sealed file goes; the next commit makes a fresh one, so the next owner gets pages that nobody has seen.
-        *state = SlotState { withdrawn: std::mem::take(&mut state.withdrawn), ..SlotState::default() };
+        (state.file, state.filled, state.renew) = (None, RunSet::new(), false);
         Ok(())
     }
 
@@ -216,7 +252,10 @@ impl HostMemory {
     }
 
     fn commit_slot(&self, slot: &Slot, run: PfnRange) -> Result<(), Shortage> {
-        let mut state = slot.state.lock();
+        self.commit_locked(slot, &mut slot.state.lock(), run)
+    }
+
+    fn commit_locked(&self, slot: &Slot, state: &mut SlotState, run: PfnRange) -> Result<(), Shortage> {
         let short = |refused: Refused| Shortage { frames: run, reason: self.why_short(refused).into() };
         let file = match &state.file {
             Some(file) => Arc::clone(file),
@@ -349,7 +388,11 @@ impl Backing for HostMemory {
 
     fn lift(&self, frames: PfnRange) {
         let Ok(()) = self.by_slot(frames, |slot, run| {
-            slot.state.lock().withdrawn.remove(run);
+            let mut state = slot.state.lock();
+            state.withdrawn.remove(run);
+            if state.withdrawn.is_empty() {
+                state.shut.clear();
+            }
             Ok::<_, std::convert::Infallible>(())
         });
     }
@@ -377,11 +420,14 @@ impl HostBacking for HostMemory {
     /// Takes huge pages that somebody punched out of the file since the commit anew: without one a touch would be a SIGBUS.
     /// Pages that are there are only looked up.
     fn populate(&self, frames: PfnRange) -> Result<(), Shortage> {
-        if !self.inner.page.is_huge() {
-            return Ok(());
-        }
         self.by_slot(frames, |slot, run| {
-            let state = slot.state.lock();
+            let mut state = slot.state.lock();
+            if state.renew && state.file.is_none() {
+                return self.commit_locked(slot, &mut state, run);
+            }
+            if !self.inner.page.is_huge() {
+                return Ok(());
+            }
             let Some(file) = &state.file else { return Ok(()) };
             let short = |refused| Shortage { frames: run, reason: self.why_short(refused).into() };
             state.filled.clipped(run).try_for_each(|part| file.fill(part).map_err(short))
@@ -398,8 +444,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         for slot in &mut self.slots {
             let state = slot.state.get_mut();
-            if let Some(file) = state.file.take().filter(|_| !state.withdrawn.is_empty()) {
-                keeper::keep(file, slot.frames);
+            if !state.withdrawn.is_empty() {
+                state.file.take().into_iter().chain(state.shut.drain(..)).for_each(|file| keeper::keep(file, slot.frames));
             }
         }
     }

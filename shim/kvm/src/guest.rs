@@ -116,12 +116,11 @@ impl Guest {
                 let mut gone: Vec<Range<u64>> =
                     lost.iter().map(|lost| lost.offset()..lost.offset() + lost.frames().bytes()).collect();
                 gone.sort_unstable_by_key(|range| range.start);
-                for range in gone.into_iter().chain([request.offsets.end..request.offsets.end]) {
-                    if at < range.start {
-                        self.establish(at..range.start);
-                    }
+                for range in gone {
+                    self.establish(at..range.start);
                     at = at.max(range.end);
                 }
+                self.establish(at..request.offsets.end);
             }
             Err(_) => {}
         }
@@ -131,6 +130,9 @@ impl Guest {
     /// Makes what translations it can. Whatever is missing is made when somebody touches it; if another operation has the
     /// range by now, its own caller does this.
     fn establish(&self, offsets: Range<u64>) {
+        if offsets.is_empty() {
+            return;
+        }
         if let Err(error) = self.map(offsets.clone()) {
             tracing::debug!(start = offsets.start, end = offsets.end, %error, "not mapped after a conversion");
         }
