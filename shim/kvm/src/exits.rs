@@ -12,6 +12,7 @@ use pageless::{Blocked, Convert, Converted, FRAME_BYTES, Refused, Shareability};
 use crate::answer::Answer;
 use crate::guest::{FaultError, Guest};
 use crate::request::{BadRequest, HYPERCALL_MAP_GPA_RANGE, Request};
+use crate::stage2::Privacy;
 use crate::vm::errno;
 
 /// What became of an exit.
@@ -83,7 +84,7 @@ impl Guest {
             Err(bad) => return Handled::Converted { answer: self.refuse(bad), outcome: None },
         };
         let frames = request.offsets.clone().step_by(usize::try_from(FRAME_BYTES).unwrap_or(usize::MAX));
-        let tells_apart = self.stage2().privacy() == crate::Privacy::Attributes;
+        let tells_apart = self.stage2().privacy() == Privacy::Attributes { faults_convert: true };
         let means_other = |offset: u64| self.ram().shareability(offset).is_ok_and(|have| have != request.to);
         if tells_apart && frames.clone().any(means_other) {
             let (answer, outcome) = self.convert(&request);

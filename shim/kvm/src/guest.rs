@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pageless::{Allocation, Blocked, Convert, Converted, FRAME_BYTES, Mapping, PfnRange, Refused, Shareability};
-use pageless_host::{HostMapping, MapError};
+use pageless_host::{GuestMemfd, HostMapping, MapError};
 
 use crate::answer::Answer;
 use crate::request::Request;
@@ -29,6 +29,7 @@ pub struct Guest {
     ram: Allocation,
     stage2: Arc<Stage2>,
     host: Arc<HostMapping>,
+    beside: Option<GuestMemfd>,
     patience: Duration,
 }
 
@@ -66,13 +67,20 @@ impl Guest {
         ram.attach(STAGE2, stage2.clone())?;
         ram.attach(HOST, host.clone())?;
         last.into_iter().try_for_each(|(name, mapping)| ram.attach(&name, mapping))?;
-        Ok(Self { ram, stage2, host, patience: PATIENCE })
+        Ok(Self { ram, stage2, host, beside: None, patience: PATIENCE })
     }
 
     /// How long a vCPU waits for somebody else's operation on its range. 500 ms unless told.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// The memory has a shared side beside the private one: its pages are given back once the frames are private.
+    #[must_use]
+    pub fn shared_beside(mut self, memory: GuestMemfd) -> Self {
+        self.beside = Some(memory);
         self
     }
 
@@ -157,6 +165,11 @@ impl Guest {
         for extent in guard.extents() {
             for (offset, frames, shareability) in self.by_shareability(extent.offset, extent.frames)? {
                 self.stage2.map(&guard, offset, frames, shareability)?;
+                let beside = self.beside.as_ref().filter(|_| shareability == Shareability::Private);
+                // Under the guard, so that nobody shares them meanwhile.
+                if let Some(Err(stuck)) = beside.map(|memory| memory.drop_shared_side(frames)) {
+                    tracing::debug!(%frames, %stuck, "private frames keep the pages of their shared side");
+                }
             }
         }
         Ok(())

@@ -33,7 +33,12 @@ pub enum Privacy {
     #[default]
     None,
     /// By memory attributes: shared frames are mapped in the view, private ones come from the guest_memfd.
-    Attributes,
+    Attributes {
+        /// Whether a memory fault says how the guest meant the memory, as on TDX and SNP, where a bit of the address tells
+        /// private from shared: then a fault of the other kind is a request to convert. On a software-protected VM the
+        /// attributes alone decide, so a fault says nothing of the kind.
+        faults_convert: bool,
+    },
     /// The slots are bound to a guest_memfd that is also mapped in the view. Some kernels fill the stage 2 from the file and
     /// not through the view, so unmapping the view proves nothing about the guest: what does is the backing, which punches
     /// the page before a share and before it is free again. A guest could then take a fresh page of the same frame, so
@@ -139,7 +144,9 @@ impl Stage2 {
         }
         match (self.privacy, shareability) {
             (_, Shareability::Unknown) => Err(Stage2Error::Unknown { frames }),
-            (Privacy::Attributes, Shareability::Private) => self.set_attributes(offset, frames, Intent::Unshare),
+            (Privacy::Attributes { .. }, Shareability::Private) => {
+                self.set_attributes(offset, frames, u64::from(KVM_MEMORY_ATTRIBUTE_PRIVATE))
+            }
             _ => Ok(self.view.map(guard, frames)?),
         }
     }
@@ -149,8 +156,7 @@ impl Stage2 {
         self.layout.offsets(gpa, bytes)
     }
 
-    fn set_attributes(&self, offset: u64, frames: PfnRange, intent: Intent) -> Result<(), Stage2Error> {
-        let attributes = if intent == Intent::Unshare { u64::from(KVM_MEMORY_ATTRIBUTE_PRIVATE) } else { 0 };
+    fn set_attributes(&self, offset: u64, frames: PfnRange, attributes: u64) -> Result<(), Stage2Error> {
         for range in self.layout.addresses(offset..offset + frames.bytes()) {
             let (gpa, bytes) = (range.start, range.end - range.start);
             let set = self.table.vm().set_attributes(gpa, bytes, attributes);
@@ -177,8 +183,9 @@ impl Mapping for Stage2 {
         self.view.prepare(op)
     }
 
-    /// Unmaps the view, and where there are attributes sets those of the state to come: both take the old state's
-    /// translations out of the stage 2 before they return.
+    /// Unmaps the view, and where there are attributes takes `PRIVATE` away: the first empties the stage 2 of what came through
+    /// the view, the second of what came from the guest_memfd. So a guest that touches the frames while they convert exits,
+    /// whichever side it means; [`map`](Self::map) gives it the new one under a guard.
     fn invalidate(&self, op: &Operation, frames: PfnRange) -> Result<(), Stuck> {
         self.view.invalidate(op, frames)?;
         let offset = offset_of(op, frames.start());
@@ -189,7 +196,9 @@ impl Mapping for Stage2 {
                 Err(stuck(frames, "KVM_SET_USER_MEMORY_REGION2", Errno::EBUSY, meaning))
             }
             (Privacy::InPlace, _) => Ok(()),
-            (Privacy::Attributes, intent) => self.set_attributes(offset, frames, intent).map_err(|error| {
+            // Shared frames have no attribute to lose.
+            (Privacy::Attributes { .. }, Intent::Unshare | Intent::Resize) => Ok(()),
+            (Privacy::Attributes { .. }, _) => self.set_attributes(offset, frames, 0).map_err(|error| {
                 let Stage2Error::Attributes { errno, .. } = error else { return stuck(frames, "attributes", Errno::EINVAL, "") };
                 stuck(frames, "KVM_SET_MEMORY_ATTRIBUTES", errno, errno.desc())
             }),
@@ -197,7 +206,7 @@ impl Mapping for Stage2 {
     }
 
     fn promote(&self, block: PfnRange) -> Result<(), Refusal> {
-        if self.privacy == Privacy::Attributes { Err(Refusal::Unsupported) } else { self.view.promote(block) }
+        if matches!(self.privacy, Privacy::Attributes { .. }) { Err(Refusal::Unsupported) } else { self.view.promote(block) }
     }
 }
 
