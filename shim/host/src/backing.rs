@@ -12,7 +12,7 @@ use pageless::{Backing, Pfn, PfnRange, Shortage, Stuck};
 use parking_lot::Mutex;
 
 use crate::mapping::Translations;
-use crate::{PageSize, stuck};
+use crate::{Capacity, PageSize, stuck};
 
 /// Memory with descriptors. Implement it for memory of your own and [`HostMapping`](crate::HostMapping) maps it.
 pub trait HostBacking: Backing + fmt::Debug {
@@ -32,6 +32,9 @@ pub trait HostBacking: Backing + fmt::Debug {
         let _ = frames;
         Ok(())
     }
+
+    /// How much memory there is and how much could still be had, asked of the host now.
+    fn capacity(&self) -> Capacity;
 
     /// Whether mappings should ask the kernel for transparent huge pages.
     fn wants_transparent_huge_pages(&self) -> bool {
@@ -60,6 +63,10 @@ impl<B: HostBacking + ?Sized> HostBacking for Arc<B> {
 
     fn populate(&self, frames: PfnRange) -> Result<(), Shortage> {
         (**self).populate(frames)
+    }
+
+    fn capacity(&self) -> Capacity {
+        (**self).capacity()
     }
 
     fn wants_transparent_huge_pages(&self) -> bool {

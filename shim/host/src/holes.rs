@@ -34,6 +34,26 @@ pub(crate) fn punch(file: impl AsFd, offset: u64, bytes: u64) -> Result<(), Refu
     uninterrupted(file, flags, offset, bytes).map_err(Refused::at(PUNCH))
 }
 
+/// Zeroes the range where it lies and keeps its space: filesystems with storage can, memory ones cannot.
+pub(crate) fn zero_range(file: impl AsFd, offset: u64, bytes: u64) -> Result<(), Refused> {
+    let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    uninterrupted(file, flags, offset, bytes).map_err(Refused::at("fallocate(FALLOC_FL_ZERO_RANGE)"))
+}
+
+/// Zeroes the range within its huge pages of `page` bytes and keeps the pages: a punched part of a huge page is zeroed in
+/// place (hugetlbfs_zero_partial_page, Linux 5.18), so a page is punched in halves. No mapping is needed, so no touch can
+/// fault.
+pub(crate) fn zero_huge(file: impl AsFd, offset: u64, bytes: u64, page: u64) -> Result<(), Refused> {
+    let (half, end) = (page / 2, offset.saturating_add(bytes));
+    let mut at = offset;
+    while at < end {
+        let piece = (half - at % half).min(end - at);
+        punch(&file, at, piece)?;
+        at += piece;
+    }
+    Ok(())
+}
+
 /// Whether the file has no page there. A page that is part of a large folio which the kernel could not split, as while any
 /// page of it is pinned, is zeroed by a punch and stays.
 pub(crate) fn is_hole(file: impl AsFd, offset: u64, bytes: u64) -> Result<bool, Refused> {

@@ -82,20 +82,9 @@ impl SegmentFile {
         holes::is_hole(self, self.offset_of(frames.start()), frames.bytes())
     }
 
-    /// Zeroes `frames` within their huge pages and keeps the pages: a punched part of a huge page is zeroed in place
-    /// (hugetlbfs_zero_partial_page, Linux 5.18), so a page is punched in halves. No mapping is needed, so no touch can fault.
+    /// Zeroes `frames` within their huge pages and keeps the pages: see [`holes::zero_huge`].
     pub(crate) fn zero_in_place(&self, frames: PfnRange) -> Result<(), Refused> {
-        let half = self.page.order().frames() / 2;
-        let mut rest = Some(frames);
-        while let Some(run) = rest {
-            let to_half = half - (run.start().get() & (half - 1));
-            let (piece, after) = run.split_at(to_half);
-            if let Some(piece) = piece {
-                self.punch(piece)?;
-            }
-            rest = after;
-        }
-        Ok(())
+        holes::zero_huge(self, self.offset_of(frames.start()), frames.bytes(), self.page.bytes())
     }
 
     /// Forbids writing for ever. Succeeds only when no writable shared mapping and no extra page reference exists now.

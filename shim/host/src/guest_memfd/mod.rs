@@ -14,15 +14,17 @@
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pageless::{
     Backing, FRAME_BYTES, Identity, Intent, NodeFrames, Operation, Pfn, PfnRange, ProofScope, RunSet, Shortage, Stuck,
 };
 use parking_lot::Mutex;
 
+use crate::capacity::{bytes_shut, host_available};
 use crate::holes::{self, Refused};
 use crate::segment::SegmentFile;
-use crate::{HostBacking, HostError, LocalMappings, PageSize, SegmentHandle, instance, keeper, stuck};
+use crate::{Capacity, HostBacking, HostError, LocalMappings, PageSize, SegmentHandle, instance, keeper, stuck};
 
 #[allow(unsafe_code)] // two ioctls of KVM's without a safe wrapper
 mod kvm;
@@ -106,6 +108,8 @@ struct Inner {
     /// Frames whose mark stands (I12): neither of their pages is punched. Held while others are, so that a mark that is set
     /// meanwhile comes before or after and never between.
     withdrawn: Mutex<RunSet>,
+    /// Frames zeroed so far, each once for each time.
+    zeroed: AtomicU64,
     /// Files that end with this value or its process.
     name: String,
 }
@@ -154,6 +158,7 @@ impl GuestMemfd {
                 beside,
                 mappings: LocalMappings::default(),
                 withdrawn: Mutex::default(),
+                zeroed: AtomicU64::new(0),
                 name: instance::anonymous(),
             }),
         }
@@ -180,6 +185,13 @@ impl GuestMemfd {
         self.inner.withdrawn.lock().clone()
     }
 
+    /// How many frames have been zeroed so far, by taking their pages away: each counts once for each time, whichever its
+    /// pages were. One life of a frame, from one owner to the next, is one; a scrub before sharing is another.
+    #[must_use]
+    pub fn zeroed(&self) -> u64 {
+        self.inner.zeroed.load(Ordering::Relaxed)
+    }
+
     /// Gives the pages of the shared side of `frames` back, after they have become private. In place there is nothing to
     /// give back, since the page is the guest's now, and it keeps its contents. Beside, the memfd's pages go.
     ///
@@ -196,6 +208,8 @@ impl GuestMemfd {
         let (clear, marked) = stuck::before_mark(&withdrawn, frames);
         if let Some(clear) = clear {
             self.punch_unmarked(sides, clear)?;
+            let zeroed = if sides == Sides::Shared { 0 } else { clear.frames() };
+            self.inner.zeroed.fetch_add(zeroed, Ordering::Relaxed);
         }
         marked.map_or(Ok(()), |marked| Err(stuck::withdrawn("punch", marked)))
     }
@@ -304,6 +318,17 @@ impl HostBacking for GuestMemfd {
 
     fn local_mappings(&self) -> &LocalMappings {
         &self.inner.mappings
+    }
+
+    /// The kernel does not tell how many pages a guest_memfd has.
+    fn capacity(&self) -> Capacity {
+        let bytes = self.inner.private.frames.bytes();
+        Capacity {
+            bytes,
+            committed: None,
+            withdrawn: bytes_shut(&self.inner.withdrawn.lock(), PageSize::Base4K),
+            available: host_available().map_or(0, |available| available.min(bytes)),
+        }
     }
 }
 

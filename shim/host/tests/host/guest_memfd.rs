@@ -1,29 +1,25 @@
 //! guest_memfd of a real KVM virtual machine, where this host has /dev/kvm and its kernel the file.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::Arc;
 
 use kvm_bindings::{KVM_MEM_GUEST_MEMFD, kvm_userspace_memory_region2};
 use kvm_ioctls::{Kvm, VmFd};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
-use pageless::{
-    Allocation, AllocationId, Backing, Contents, FRAME_BYTES, Identity, Intent, Operation, OperationId, PfnRange, Pool, Request,
-    Verdict,
-};
+use pageless::{AllocationId, Backing, Contents, FRAME_BYTES, Identity, Intent, Operation, OperationId, PfnRange, Pool, Verdict};
 use pageless_host::{GuestMemfd, GuestMemfdSupport, HostBacking, HostError, HostMapping, SharedSide, keeper};
 
 use crate::reservation::skip;
-use crate::unique_base;
+use crate::{byte_at, is_zero, map, owner, unique_base};
 
 const MIB: u64 = 1 << 20;
 
-/// A virtual machine and memory of it, both for the length of a test.
-struct Vm(VmFd);
+/// A virtual machine for the length of a test.
+pub(crate) struct Vm(VmFd);
 
 impl Vm {
     /// Says why not, and answers nothing, where there is no KVM or it has no guest_memfd with such a shared side.
-    fn with(test: &str, wanted: SharedSide) -> Option<Self> {
+    pub(crate) fn with(test: &str, wanted: SharedSide) -> Option<Self> {
         let vm = match Kvm::new().and_then(|kvm| kvm.create_vm()) {
             Ok(vm) => Self(vm),
             Err(error) => return skip_none(test, &format!("no virtual machine can be made here: {error}")),
@@ -35,7 +31,7 @@ impl Vm {
         }
     }
 
-    fn memory(&self, side: SharedSide, bytes: u64) -> GuestMemfd {
+    pub(crate) fn memory(&self, side: SharedSide, bytes: u64) -> GuestMemfd {
         GuestMemfd::builder().base(unique_base()).bytes(bytes).shared_side(side).build(self.as_fd()).unwrap()
     }
 
@@ -65,27 +61,6 @@ impl AsFd for Vm {
 fn skip_none<T>(test: &str, why: &str) -> Option<T> {
     skip(test, why);
     None
-}
-
-/// An owner of all of `memory`, mapped in this process.
-fn owner(pool: &Pool, memory: &GuestMemfd) -> (Allocation, Arc<HostMapping>) {
-    let ram = pool.allocate(Request::bytes(memory.frames().bytes()).owner("vm-a")).unwrap();
-    let host = Arc::new(HostMapping::of(memory, &ram).unwrap());
-    ram.attach("host", host.clone()).unwrap();
-    map(&ram, &host);
-    (ram, host)
-}
-
-fn map(ram: &Allocation, host: &HostMapping) {
-    let bytes = ram.extents().iter().map(|extent| extent.frames.bytes()).sum();
-    let guard = ram.map_guard("host", 0..bytes).unwrap();
-    guard.extents().iter().for_each(|run| host.map(&guard, run.frames).unwrap());
-}
-
-fn byte_at(host: &HostMapping, offset: u64) -> u8 {
-    let mut byte = [0xee];
-    host.read(offset, &mut byte).unwrap();
-    byte[0]
 }
 
 fn operation(intent: Intent, frames: PfnRange) -> Operation {
@@ -118,21 +93,19 @@ fn memory_in_place_is_mapped_bound_punched_and_read_as_zeroes() {
     assert_eq!((memory.identity(), memory.shared_side()), (Identity::Synthetic, SharedSide::InPlace));
     assert_eq!((memory.proof().granule_frames, memory.granule(memory.frames().start()).frames()), (1, 1));
     let pool = Pool::builder().backing(memory.clone()).build().unwrap();
-    let (ram, host) = owner(&pool, &memory);
-    vm.bind(&memory, &host);
-    host.write(0, &vec![7; 4 << 20]).unwrap();
-    ram.share(MIB..2 * MIB).unwrap();
-    assert!(host.read(MIB, &mut [0]).is_err(), "unmapped by the conversion");
-    map(&ram, &host);
-    let bytes = [MIB - 1, MIB, 2 * MIB - 1, 2 * MIB].map(|offset| byte_at(&host, offset));
+    let guest = owner(&pool, &memory);
+    vm.bind(&memory, &guest);
+    guest.write(0, &vec![7; 4 << 20]).unwrap();
+    guest.ram.share(MIB..2 * MIB).unwrap();
+    assert!(guest.read(MIB, &mut [0]).is_err(), "unmapped by the conversion");
+    map(&guest, memory.frames()).unwrap();
+    let bytes = [MIB - 1, MIB, 2 * MIB - 1, 2 * MIB].map(|offset| byte_at(&guest, offset));
     assert_eq!(bytes, [7, 0, 0, 7], "zeroed before it was shared, and no neighbour with it");
-    ram.unshare(MIB..2 * MIB).unwrap();
-    drop((ram, host));
+    guest.ram.unshare(MIB..2 * MIB).unwrap();
+    drop(guest);
     assert_eq!(pool.reclaim().freed, [memory.frames()].into_iter().collect());
-    let (_ram, host) = owner(&pool, &memory);
-    let mut bytes = vec![1; 4 << 20];
-    host.read(0, &mut bytes).unwrap();
-    assert!(bytes.iter().all(|byte| *byte == 0), "the next owner reads zeroes");
+    let guest = owner(&pool, &memory);
+    assert!(is_zero(&guest), "the next owner reads zeroes");
 }
 
 #[test]
@@ -155,10 +128,12 @@ fn a_mapping_that_nobody_attached_prevents_the_proof() {
         let Some(vm) = Vm::with(&format!("guest_memfd {side}, forgotten mapping"), side) else { continue };
         let memory = vm.memory(side, MIB);
         let pool = Pool::builder().backing(memory.clone()).build().unwrap();
-        let (ram, host) = owner(&pool, &memory);
-        let forgotten = HostMapping::of(&memory, &ram).unwrap();
-        map(&ram, &forgotten);
-        drop((ram, host));
+        let guest = owner(&pool, &memory);
+        let forgotten = HostMapping::of(&memory, &guest.ram).unwrap();
+        let guard = guest.ram.map_guard("host", 0..MIB).unwrap();
+        forgotten.map(&guard, memory.frames()).unwrap();
+        drop(guard);
+        drop(guest);
         let pass = pool.reclaim();
         assert!(pass.freed.is_empty() && pass.lost[0].cause().to_string().contains("256 frames"), "{pass:?}");
         assert_eq!(memory.withdrawn().runs(), [memory.frames()]);
@@ -178,21 +153,21 @@ fn each_conversion_gives_back_the_side_that_is_left() {
         memory.segment(whole.start()).unwrap().fd().as_raw_fd()
     );
     let pool = Pool::builder().backing(memory.clone()).build().unwrap();
-    let (ram, host) = owner(&pool, &memory);
-    vm.bind(&memory, &host);
+    let guest = owner(&pool, &memory);
+    vm.bind(&memory, &guest);
     let before = unevictable();
     fill_private(&memory, whole);
     assert!(unevictable() > before + bytes / 2, "a guest has touched its private memory");
-    ram.share(0..bytes).unwrap();
+    guest.ram.share(0..bytes).unwrap();
     assert!(unevictable() < before + bytes / 2, "nothing private is left");
-    map(&ram, &host);
-    host.write(0, &vec![7; 64 << 20]).unwrap();
+    map(&guest, memory.frames()).unwrap();
+    guest.write(0, &vec![7; 64 << 20]).unwrap();
     assert_eq!(blocks(&memory), 64 << 11);
-    ram.unshare(0..bytes).unwrap();
+    guest.ram.unshare(0..bytes).unwrap();
     memory.drop_shared_side(whole).unwrap();
     assert_eq!(blocks(&memory), 0, "nothing shared is left");
     fill_private(&memory, whole);
-    drop((ram, host));
+    drop(guest);
     assert_eq!(pool.reclaim().freed.runs(), [whole]);
     assert!(unevictable() < before + bytes / 2, "a proof takes both sides");
 }
@@ -203,21 +178,21 @@ fn a_withdrawn_frame_keeps_both_its_pages_until_the_mark_is_lifted() {
     for side in [SharedSide::InPlace, SharedSide::Beside] {
         let memory = vm.memory(side, MIB);
         let pool = Pool::builder().backing(memory.clone()).build().unwrap();
-        let (ram, host) = owner(&pool, &memory);
-        host.write(0, &vec![7; 1 << 20]).unwrap();
+        let guest = owner(&pool, &memory);
+        guest.write(0, &vec![7; 1 << 20]).unwrap();
         let marked = memory.frames().sub(9, 1).unwrap();
         memory.keep_shut(marked);
         for intent in [Intent::Share, Intent::Reclaim] {
             let stuck = memory.scrub(&operation(intent, memory.frames()), memory.frames()).unwrap_err();
             assert_eq!((stuck.at, matches!(stuck.verdict, Verdict::Retry { .. })), (marked, true), "{stuck}");
         }
-        let bytes = [8, 9, 10].map(|frame| byte_at(&host, frame * FRAME_BYTES));
+        let bytes = [8, 9, 10].map(|frame| byte_at(&guest, frame * FRAME_BYTES));
         assert_eq!(bytes, [0, 7, 7], "{side}: what lies before the mark is done, nothing else is");
         assert!(memory.drop_shared_side(marked).is_err());
         memory.lift(marked);
         memory.scrub(&operation(Intent::Reclaim, marked), marked).unwrap();
-        assert_eq!(byte_at(&host, 9 * FRAME_BYTES), 0);
-        drop((ram, host));
+        assert_eq!(byte_at(&guest, 9 * FRAME_BYTES), 0);
+        drop(guest);
         let held = keeper::held();
         memory.keep_shut(marked);
         drop((pool, memory));
@@ -230,13 +205,13 @@ fn the_page_that_a_pin_holds_is_never_the_next_owners() {
     let Some(vm) = Vm::with("guest_memfd pin", SharedSide::InPlace) else { return };
     let memory = vm.memory(SharedSide::InPlace, MIB);
     let pool = Pool::builder().backing(memory.clone()).build().unwrap();
-    let (ram, host) = owner(&pool, &memory);
-    host.write(0, b"secret").unwrap();
-    let pin = pageless_host::pin::KernelPin::vmsplice(&host, 0, 6).unwrap();
-    drop((ram, host));
+    let guest = owner(&pool, &memory);
+    guest.write(0, b"secret").unwrap();
+    let pin = pageless_host::pin::KernelPin::vmsplice(&guest, 0, 6).unwrap();
+    drop(guest);
     assert_eq!(pool.reclaim().freed.runs(), [memory.frames()]);
-    let (_ram, host) = owner(&pool, &memory);
-    host.write(0, b"public").unwrap();
+    let guest = owner(&pool, &memory);
+    guest.write(0, b"public").unwrap();
     assert_eq!(pin.drain().unwrap(), b"secret");
 }
 
