@@ -4,7 +4,7 @@
 //! The two ioctls that name addresses of this process are `unsafe` in kvm-ioctls, since a wrong address lets the guest write
 //! anywhere. A [`Slot`] cannot be wrong: it is made of a [`HostMapping`]'s own reservation and keeps it alive.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_MEM_GUEST_MEMFD, kvm_memory_attributes, kvm_userspace_memory_region, kvm_userspace_memory_region2};
@@ -82,6 +82,13 @@ pub trait Vm: Send + Sync {
     /// `KVM_SET_MEMORY_ATTRIBUTES` of `bytes` bytes at guest-physical `gpa`. When it returns, KVM has taken out of the stage 2
     /// what had the other attributes.
     fn set_attributes(&self, gpa: u64, bytes: u64, attributes: u64) -> Result<(), Errno>;
+}
+
+/// The VM's descriptor, borrowed: kvm-ioctls gives only its number.
+#[must_use]
+pub fn descriptor_of(vm: &VmFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor stays open as long as `vm`, which is borrowed for as long.
+    unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) }
 }
 
 pub(crate) fn errno(error: kvm_ioctls::Error) -> Errno {
