@@ -8,11 +8,11 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 
-use pageless::{Backing, Pfn, PfnRange, Shortage};
+use pageless::{Backing, Pfn, PfnRange, Shortage, Stuck};
 use parking_lot::Mutex;
 
-use crate::PageSize;
 use crate::mapping::Translations;
+use crate::{Capacity, PageSize, stuck};
 
 /// Memory with descriptors. Implement it for memory of your own and [`HostMapping`](crate::HostMapping) maps it.
 pub trait HostBacking: Backing + fmt::Debug {
@@ -32,6 +32,9 @@ pub trait HostBacking: Backing + fmt::Debug {
         let _ = frames;
         Ok(())
     }
+
+    /// How much memory there is and how much could still be had, asked of the host now.
+    fn capacity(&self) -> Capacity;
 
     /// Whether mappings should ask the kernel for transparent huge pages.
     fn wants_transparent_huge_pages(&self) -> bool {
@@ -62,6 +65,10 @@ impl<B: HostBacking + ?Sized> HostBacking for Arc<B> {
         (**self).populate(frames)
     }
 
+    fn capacity(&self) -> Capacity {
+        (**self).capacity()
+    }
+
     fn wants_transparent_huge_pages(&self) -> bool {
         (**self).wants_transparent_huge_pages()
     }
@@ -81,6 +88,14 @@ impl LocalMappings {
     pub fn translated(&self, frames: PfnRange) -> u64 {
         let mappings: Vec<_> = self.0.lock().iter().filter_map(Weak::upgrade).collect();
         mappings.iter().flat_map(|mapping| mapping.of(frames)).map(PfnRange::frames).sum()
+    }
+
+    /// Proves that no mapping of this process translates to `frames`. On [`Stuck`] nothing has changed.
+    pub fn prove_none(&self, frames: PfnRange) -> Result<(), Stuck> {
+        match self.translated(frames) {
+            0 => Ok(()),
+            mapped => Err(stuck::mapped(mapped, frames)),
+        }
     }
 
     pub(crate) fn enter(&self, translations: &Arc<Translations>) {

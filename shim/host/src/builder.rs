@@ -1,14 +1,16 @@
 //! Cuts memory into segments and checks every limit that could be in the way, before anything is taken.
 
 use std::fs;
+use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{SysconfVar, sysconf};
 use pageless::{FRAME_BYTES, NodeFrames, Pfn, PfnRange};
 
-use crate::memory::{Layout, Slot};
+use crate::memory::{Layout, Settings, Slot};
 use crate::page::{HugePool, kernel_before};
-use crate::{HostError, HostMemory, PageSize, ProofMethod, Zeroing, numa};
+use crate::progress::Watcher;
+use crate::{HostError, HostMemory, PageSize, Progress, ProofMethod, Zeroing, numa, transparent};
 
 /// Most segments when the builder chooses their size: each costs a descriptor.
 const SEGMENTS_BY_DEFAULT: u64 = 256;
@@ -27,8 +29,10 @@ pub struct HostMemoryBuilder {
     base: Option<Pfn>,
     page: PageSize,
     segment_bytes: Option<u64>,
+    transparent: bool,
     proof: ProofMethod,
     zeroing: Zeroing,
+    watcher: Option<Watcher>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +66,23 @@ impl HostMemoryBuilder {
         self
     }
 
+    /// Asks the kernel for transparent huge pages of 2 MiB behind 4 KiB ones: fewer entries in the page tables for the same
+    /// frames, which are still mapped, proven and lost by the 4 KiB. Needs a base and segments of whole 2 MiB, and a kernel that
+    /// gives such pages to memory that asks (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`); [`build`](Self::build)
+    /// names the setting where it does not. Where the host has no free 2 MiB left the kernel takes small pages, and tells
+    /// nobody.
+    pub fn transparent_huge_pages(mut self) -> Self {
+        self.transparent = true;
+        self
+    }
+
+    /// Calls `tell` after each huge page that a commit takes: a large memory takes minutes. In the thread that commits, so
+    /// it shall not take long; it may ask the memory anything.
+    pub fn progress(mut self, tell: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.watcher = Some(Watcher(Arc::new(tell)));
+        self
+    }
+
     /// The length of a segment in bytes: a power of two of at least one page. Unless told, the smallest from 2 MiB on that
     /// makes at most 256 segments, or fewer where descriptors are scarce. With [`ProofMethod::Seal`] this is how much is proven, and lost, together.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
@@ -91,6 +112,9 @@ impl HostMemoryBuilder {
             Some(bytes) => return Err(HostError::SegmentSize { bytes, page: self.page }),
             None => self.default_segment(descriptors_left()),
         };
+        if self.transparent {
+            self.check_transparent(segment)?;
+        }
         let segments = self.segments_of(segment);
         allow_descriptors(segments)?;
         allow_file_size(segment)?;
@@ -104,7 +128,8 @@ impl HostMemoryBuilder {
         }
         let layout = self.lay_out(segment)?;
         tracing::debug!(bytes = total, page = %self.page, segment, segments, "memory laid out");
-        Ok(HostMemory::new(layout, self.page, self.proof, self.zeroing))
+        let Self { page, transparent, proof, zeroing, watcher, .. } = self;
+        Ok(HostMemory::new(layout, Settings { page, transparent, proof, zeroing, watcher }))
     }
 
     fn check_sizes(&self) -> Result<u64, HostError> {
@@ -123,6 +148,21 @@ impl HostMemoryBuilder {
             0 => Err(HostError::Empty),
             _ if total > ADDRESS_SPACE => Err(HostError::TooLarge { bytes: total, limit: ADDRESS_SPACE }),
             _ => Ok(total),
+        }
+    }
+
+    fn check_transparent(&self, segment: u64) -> Result<(), HostError> {
+        let huge = PageSize::Huge2M;
+        let (base, unit) = (self.first(), huge.order().frames());
+        let why =
+            if self.page.is_huge() { Some(format!("the pages are of {} already", self.page)) } else { transparent::forbidden() };
+        match why {
+            Some(why) => Err(HostError::NoTransparentHugePages { why }),
+            None if segment < huge.bytes() => Err(HostError::SegmentSize { bytes: segment, page: huge }),
+            None if !base.is_aligned(huge.order()) => {
+                Err(HostError::Unaligned { what: "base", value: base.get(), unit, unit_name: "frames", page: huge })
+            }
+            None => Ok(()),
         }
     }
 
@@ -206,7 +246,7 @@ fn allow_descriptors(segments: u64) -> Result<(), HostError> {
 }
 
 /// A file made longer than RLIMIT_FSIZE is answered by SIGXFSZ, so it has to be known before.
-fn allow_file_size(segment: u64) -> Result<(), HostError> {
+pub(crate) fn allow_file_size(segment: u64) -> Result<(), HostError> {
     raise(Resource::RLIMIT_FSIZE, segment)?.map_or(Ok(()), |limit| Err(HostError::FileSizeLimit { segment, limit }))
 }
 

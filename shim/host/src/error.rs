@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use pageless::{InvalidRange, PfnRange, Shortage};
 
-use crate::PageSize;
+use crate::{GuestMemfdSupport, PageSize, SharedSide};
 
-/// Why [`HostMemoryBuilder::build`](crate::HostMemoryBuilder::build) gave no memory. Nothing has been taken.
+/// Why a builder gave no memory. Nothing has been taken.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostError {
@@ -72,6 +72,12 @@ pub enum HostError {
         /// Why.
         why: String,
     },
+    /// The kernel gives no transparent huge pages to memory that asks for them.
+    #[error("no transparent huge pages: {why}; as root, write advise to the setting, or do without")]
+    NoTransparentHugePages {
+        /// Which setting is in the way, and its value.
+        why: String,
+    },
     /// More segments than the process may have open files.
     #[error(
         "{segments} segments need as many descriptors, but {open} are open and RLIMIT_NOFILE allows {limit}; \
@@ -100,6 +106,47 @@ pub enum HostError {
     UnknownNode {
         /// The node asked for.
         node: u32,
+    },
+    /// There is no such file, and no length was given to make one.
+    #[error("{path} does not exist; give bytes() to have it made")]
+    NoSuchFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A directory, a device, a pipe: nothing whose bytes could be frames here.
+    #[error("{path} is no regular file")]
+    NotAFile {
+        /// The path, or what the kernel calls the descriptor.
+        path: PathBuf,
+    },
+    /// The descriptor was opened for reading only, or for writing only.
+    #[error("{path} is not open for reading and writing")]
+    NotReadWrite {
+        /// What the kernel calls the descriptor.
+        path: PathBuf,
+    },
+    /// Another memory, of this process or another, is the file already.
+    #[error("{path} is in use: somebody holds its lock (flock)")]
+    FileInUse {
+        /// The path, or what the kernel calls the descriptor.
+        path: PathBuf,
+    },
+    /// The descriptor is not one of a KVM virtual machine.
+    #[error("{step} failed: the descriptor is not a KVM virtual machine's")]
+    NotAVm {
+        /// The step.
+        step: &'static str,
+        /// What the kernel said.
+        #[source]
+        errno: Errno,
+    },
+    /// KVM does not offer the guest_memfd that was asked for.
+    #[error("no guest_memfd with its shared side {asked}: this VM has {support}")]
+    NoGuestMemfd {
+        /// Where the shared side was to be.
+        asked: SharedSide,
+        /// What there is.
+        support: GuestMemfdSupport,
     },
     /// The kernel refused a step that has no better name here.
     #[error("{step} failed")]

@@ -7,16 +7,23 @@
 //! | `page` | the three page sizes and which of them this host can provide now ([`probe`]) |
 //! | `numa` | asking the kernel for pages of one node |
 //! | `backing` | [`HostBacking`], what every memory here is and yours can be: frames behind descriptors |
+//! | `capacity` | how much there is and could be had, asked of the kernel now |
+//! | `holes`, `stuck`, `instance` | what every backing is made of: taking pages and giving them back, saying why not, names |
 //! | `segment` | one memfd and the frames behind it |
 //! | `keeper` | descriptors that outlive their memory, because a withdrawn page must stay shut (I12) |
+//! | `transparent` | whether the kernel gives huge pages to memory that asks |
+//! | `progress` | watching a long commit |
 //! | `builder` | cutting memory into segments, and every limit that can be in the way |
 //! | `memory` | [`HostMemory`], the backing: commit, scrub, prove, keep shut |
+//! | `guest_memfd` | [`GuestMemfd`], the memory of one KVM virtual machine, with a private and a shared side |
+//! | `file` | [`FileMemory`], a plain file on any filesystem |
 //! | `region` | reserved addresses, really mapped and unmapped; copies that cannot fault |
 //! | `mapping` | [`HostMapping`], this process's page tables as a mapping |
+//! | `witness` | [`SealWitness`], a mapping that looks for pins before shared memory becomes private |
 //! | `pin` | real kernel pins, to show what a proof sees |
 //!
 //! On memfd and hugetlb the kernel chooses the physical pages, so frame numbers are *synthetic*: a frame is an offset in a
-//! segment's file. `unsafe` is fenced into `region` and `numa`.
+//! segment's file. `unsafe` is fenced into `region`, `numa` and `guest_memfd::kvm`.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -57,7 +64,12 @@ extern crate self as pageless_host;
 
 mod backing;
 mod builder;
+mod capacity;
 mod error;
+mod file;
+mod guest_memfd;
+mod holes;
+mod instance;
 pub mod keeper;
 mod mapping;
 mod memory;
@@ -65,13 +77,22 @@ mod memory;
 mod numa;
 mod page;
 pub mod pin;
+mod progress;
 #[allow(unsafe_code)] // maps, unmaps and copies: the addresses are its own reservation
 mod region;
 mod segment;
+mod stuck;
+mod transparent;
+mod witness;
 
 pub use backing::{HostBacking, LocalMappings, SegmentHandle};
 pub use builder::HostMemoryBuilder;
+pub use capacity::Capacity;
 pub use error::{HostError, MapError};
-pub use mapping::HostMapping;
+pub use file::{FileMemory, FileMemoryBuilder};
+pub use guest_memfd::{GuestMemfd, GuestMemfdBuilder, GuestMemfdSupport, SharedSide};
+pub use mapping::{HostMapping, Vacant};
 pub use memory::{HostMemory, ProofMethod, Zeroing};
 pub use page::{PageAvailability, PageSize, probe};
+pub use progress::Progress;
+pub use witness::SealWitness;

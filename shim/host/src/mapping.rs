@@ -26,6 +26,21 @@ pub struct HostMapping {
     translations: Arc<Translations>,
 }
 
+/// What lies at the addresses of a [`HostMapping`] where no frame is mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Vacant {
+    /// Nothing: a touch is a fault. For the addresses that a guest's memory slots point at, since KVM then reports it.
+    #[default]
+    Inaccessible,
+    /// Private pages of this process that no guest reaches, taken when first touched. A pointer that somebody made while a
+    /// frame was mapped, and uses after it went, reads zeroes or what was written late before, and writes into a void: as if
+    /// the write had come just before the frame was zeroed. The frame itself is as unreachable as otherwise.
+    ///
+    /// The price: late writes take memory of this process until a frame is mapped there again or the mapping goes, and under
+    /// `vm.overcommit_memory` = 2 the kernel counts the whole region as promised.
+    Scratch,
+}
+
 /// Which frames lie where, and which of them are mapped.
 #[derive(Debug)]
 pub(crate) struct Translations {
@@ -81,6 +96,18 @@ impl HostMapping {
     where
         B: HostBacking + Clone + 'static,
     {
+        Self::with_vacant(memory, extents, Vacant::Inaccessible)
+    }
+
+    /// As [`new`](Self::new), and says what lies where no frame is mapped.
+    pub fn with_vacant<B>(
+        memory: &B,
+        extents: impl IntoIterator<Item = (u64, PfnRange)>,
+        vacant: Vacant,
+    ) -> Result<Self, MapError>
+    where
+        B: HostBacking + Clone + 'static,
+    {
         let page = memory.page();
         let mut given: Vec<(u64, PfnRange)> = extents.into_iter().collect();
         let mut bytes = 0;
@@ -106,7 +133,8 @@ impl HostMapping {
         if bytes == 0 {
             return Err(MapError::Empty);
         }
-        let region = Region::reserve(bytes, alignment(bytes, page)).map_err(|errno| MapError::NoAddresses { bytes, errno })?;
+        let region = Region::reserve(bytes, alignment(bytes, page), vacant);
+        let region = region.map_err(|errno| MapError::NoAddresses { bytes, errno })?;
         let translations = Arc::new(Translations { extents: RwLock::new(extents), region });
         memory.local_mappings().enter(&translations);
         Ok(Self { memory: Arc::new(memory.clone()), translations })
@@ -114,7 +142,16 @@ impl HostMapping {
 
     /// The same for the frames that an allocation has now.
     pub fn of<B: HostBacking + Clone + 'static>(memory: &B, allocation: &Allocation) -> Result<Self, MapError> {
-        Self::new(memory, allocation.extents().into_iter().map(|extent| (extent.offset, extent.frames)))
+        Self::of_with_vacant(memory, allocation, Vacant::Inaccessible)
+    }
+
+    /// As [`of`](Self::of), and says what lies where no frame is mapped.
+    pub fn of_with_vacant<B>(memory: &B, allocation: &Allocation, vacant: Vacant) -> Result<Self, MapError>
+    where
+        B: HostBacking + Clone + 'static,
+    {
+        let extents = allocation.extents().into_iter().map(|extent| (extent.offset, extent.frames));
+        Self::with_vacant(memory, extents, vacant)
     }
 
     /// Puts `frame` in the place of whichever frame lies at `offset`, in bytes from the start of the allocation, aligned to
@@ -216,6 +253,26 @@ impl HostMapping {
     #[must_use]
     pub fn is_mapped(&self, pfn: Pfn) -> bool {
         !self.translations.of(PfnRange::single(pfn)).is_empty()
+    }
+
+    /// Whether every byte of `bytes` bytes at `offset` is mapped at this moment. It may have changed when you look.
+    #[must_use]
+    pub fn is_mapped_at(&self, offset: u64, bytes: u64) -> bool {
+        let end = offset.checked_add(bytes).filter(|end| bytes > 0 && *end <= self.bytes());
+        let frames = end.and_then(|end| PfnRange::new(Pfn::new(offset / FRAME_BYTES), Pfn::new(end.div_ceil(FRAME_BYTES))).ok());
+        frames.is_some_and(|frames| self.translations.region.has_all(frames))
+    }
+
+    /// The size of the pages behind the frames: they are mapped whole.
+    #[must_use]
+    pub fn page(&self) -> PageSize {
+        self.memory.page()
+    }
+
+    /// What lies where no frame is mapped.
+    #[must_use]
+    pub fn vacant(&self) -> Vacant {
+        self.translations.region.vacant()
     }
 
     /// The region's length in bytes: the end of the extent that lies last in the guest.

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use nix::sys::memfd::MFdFlags;
 use pageless::Order;
 
+use crate::capacity;
+
 /// The size of the kernel's pages behind the frames: how much one page-table entry of this process maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub enum PageSize {
@@ -55,6 +57,12 @@ impl PageSize {
 
     fn directory(self) -> PathBuf {
         PathBuf::from(format!("/sys/kernel/mm/hugepages/hugepages-{}kB", self.bytes() / 1024))
+    }
+
+    /// Free huge pages of one NUMA node, promised ones among them; nothing where the kernel does not tell.
+    pub(crate) fn free_on(self, node: u32) -> Option<u64> {
+        let folder = format!("/sys/devices/system/node/node{node}/hugepages/hugepages-{}kB", self.bytes() / 1024);
+        fs::read_to_string(format!("{folder}/free_hugepages")).ok()?.trim().parse().ok()
     }
 
     /// The file that the host's administrator writes a number of pages to, or nothing for 4 KiB pages.
@@ -150,12 +158,8 @@ fn probe_huge(page: PageSize) -> (u64, Option<String>) {
 }
 
 fn probe_base() -> (u64, Option<String>) {
-    let available = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    match available {
-        Some(kib) => (kib.saturating_mul(1024), None),
+    match capacity::host_available() {
+        Some(bytes) => (bytes, None),
         None => (0, Some("/proc/meminfo does not say how much memory is available".to_owned())),
     }
 }

@@ -6,6 +6,8 @@
 //! changes only under the write lock, and every access to the memory happens under the read lock. So an access never meets an
 //! unmapped byte, and an unmap waits for the accesses under way.
 //!
+//! Where nothing is mapped the addresses are inaccessible, or private scratch pages that belong to nobody ([`Vacant`]).
+//!
 //! Unmapping a run needs a call to `mmap`, which a process with vm.max_map_count mappings is refused. So a region keeps
 //! *ballast*, three mappings of nothing, and drops it when it must unmap; without ballast it maps nothing more.
 
@@ -20,7 +22,7 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonym
 use pageless::{FRAME_BYTES, Pfn, PfnRange, RunSet};
 use parking_lot::RwLock;
 
-use crate::SegmentHandle;
+use crate::{SegmentHandle, Vacant};
 
 /// Bytes copied under one hold of the lock: an unmap waits for at most this much.
 const COPY_AT_ONCE: usize = 1 << 20;
@@ -32,6 +34,7 @@ pub(crate) struct Region {
     bytes: usize,
     reserved: NonNull<c_void>,
     reserved_bytes: usize,
+    vacant: Vacant,
     state: RwLock<State>,
 }
 
@@ -55,13 +58,12 @@ pub(crate) struct Gap {
 
 impl Region {
     /// Reserves `bytes` bytes of addresses, aligned to `align` (a power of two). Nothing is mapped.
-    pub(crate) fn reserve(bytes: u64, align: u64) -> Result<Self, Errno> {
+    pub(crate) fn reserve(bytes: u64, align: u64, vacant: Vacant) -> Result<Self, Errno> {
         let size = |bytes: u64| usize::try_from(bytes).map_err(|_| Errno::ENOMEM);
         let (bytes, align) = (size(bytes)?, size(align)?);
         let wanted = bytes.checked_add(align).and_then(NonZeroUsize::new).ok_or(Errno::ENOMEM)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let reserved =
-            unsafe { mmap_anonymous(None, wanted, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE) }?;
+        let reserved = unsafe { mmap_anonymous(None, wanted, rights(vacant), MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE) }?;
         let skip = reserved.as_ptr().align_offset(align);
         // SAFETY: skip < align, and the reservation is bytes + align long.
         let base = unsafe { reserved.byte_add(skip) };
@@ -70,6 +72,7 @@ impl Region {
             bytes,
             reserved,
             reserved_bytes: wanted.get(),
+            vacant,
             state: RwLock::new(State { mapped: RunSet::new(), ballast: None }),
         };
         region.state.get_mut().ballast = Some(Ballast::load()?);
@@ -124,17 +127,27 @@ impl Region {
         Ok(())
     }
 
-    /// Puts inaccessible reserved addresses in the place of whatever is mapped at `at`. Called under the write lock.
+    /// Puts vacant addresses in the place of whatever is mapped at `at`. Called under the write lock.
     fn cover(&self, at: PfnRange) -> Result<(), Errno> {
         let (address, length) = self.place(at)?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
-        // SAFETY: the addresses lie in this region's own reservation, and nothing accesses them while the write lock is held.
-        unsafe { mmap_anonymous(Some(address), length, ProtFlags::PROT_NONE, flags) }.map(|_| ())
+        // SAFETY: the addresses lie in this region's own reservation, and nothing of this crate accesses them while the write
+        // lock is held. Whoever kept a pointer meets scratch pages, or a fault where there are none.
+        unsafe { mmap_anonymous(Some(address), length, rights(self.vacant), flags) }.map(|_| ())
     }
 
     /// The parts of `at` that are mapped now.
     pub(crate) fn mapped_in(&self, at: PfnRange) -> Vec<PfnRange> {
         self.state.read().mapped.clipped(at).collect()
+    }
+
+    /// Whether all of `at` is mapped now.
+    pub(crate) fn has_all(&self, at: PfnRange) -> bool {
+        self.state.read().mapped.clipped(at).eq([at])
+    }
+
+    pub(crate) fn vacant(&self) -> Vacant {
+        self.vacant
     }
 
     /// Copies from the region's bytes at `offset`. The caller has checked that the request lies within the region.
@@ -224,6 +237,14 @@ impl Drop for Region {
         if let Err(errno) = unsafe { munmap(self.reserved, self.reserved_bytes) } {
             tracing::error!(%errno, bytes = self.reserved_bytes, "could not unmap a region");
         }
+    }
+}
+
+/// The rights to addresses where nothing is mapped.
+const fn rights(vacant: Vacant) -> ProtFlags {
+    match vacant {
+        Vacant::Inaccessible => ProtFlags::PROT_NONE,
+        Vacant::Scratch => ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE),
     }
 }
 

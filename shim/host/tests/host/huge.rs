@@ -7,7 +7,7 @@ use pageless::{Backing, FRAME_BYTES, Order, Verdict};
 use pageless_host::{HostBacking, HostMemory, MapError, PageSize, ProofMethod, pin::KernelPin};
 
 use crate::reservation::Reservation;
-use crate::{Guest, builder, byte_at, bytes_the_kernel_maps, map, part};
+use crate::{Guest, builder, byte_at, bytes_the_kernel_maps, map, map_all, part};
 
 fn memory(page: PageSize, pages: u64, proof: ProofMethod) -> HostMemory {
     builder(proof).page(page).bytes(pages * page.bytes()).segment_bytes(page.bytes()).build().unwrap()
@@ -134,11 +134,30 @@ fn huge_pages_that_run_out_are_a_shortage_and_never_a_fault() {
     mapping.write(0, &[1]).unwrap();
 }
 
+/// The policy and pages of the mapping that begins at `address`, in the calling thread's view (/proc/thread-self/numa_maps).
+fn numa_line(address: usize) -> Option<String> {
+    let maps = std::fs::read_to_string("/proc/thread-self/numa_maps").ok()?;
+    Some(maps.lines().find(|line| line.starts_with(&format!("{address:08x} "))).unwrap().to_owned())
+}
+
 #[test]
 fn memory_of_a_named_node_is_taken_from_it_and_the_threads_policy_comes_back() {
-    let Some(_pages) = Reservation::take("node 2M", PageSize::Huge2M, 1) else { return };
-    let memory = builder(ProofMethod::Seal).page(PageSize::Huge2M).node(0, 2 << 20).build().unwrap();
-    memory.commit(memory.frames()).unwrap();
+    let Some(_pages) = Reservation::take("node 2M", PageSize::Huge2M, 2) else { return };
+    let node = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/free_hugepages";
+    let free = || std::fs::read_to_string(node).ok().map(|text| text.trim().parse::<u64>().unwrap());
+    let memory = builder(ProofMethod::Seal).page(PageSize::Huge2M).node(0, 4 << 20).build().unwrap();
+    let before = free();
+    let guest = map_all(&memory);
+    guest.write(0, &[1]).unwrap();
+    guest.write(2 << 20, &[1]).unwrap();
+    let (Some(line), Some(before)) = (numa_line(guest.address()), before) else {
+        return crate::reservation::skip("node 2M", "this kernel counts no pages by node");
+    };
+    assert_eq!(free(), Some(before - 2));
+    assert!(line.contains(" default ") && line.contains("N0=1"), "the thread's own policy, and a page of node 0: {line}");
+    drop(guest);
     memory.prove_granules(memory.frames()).unwrap();
+    assert_eq!(free(), Some(before));
     memory.commit(memory.frames()).unwrap();
+    assert_eq!(free(), Some(before - 2));
 }

@@ -5,6 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod base;
+mod counted;
+mod file;
+mod filesystems;
+mod guest_memfd;
 mod huge;
 mod limits;
 mod mapped;
@@ -12,6 +16,9 @@ mod pooled;
 mod reservation;
 mod sealed;
 mod shut;
+mod transparent;
+mod vanished;
+mod zeroed_once;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -31,7 +38,7 @@ fn builder(proof: ProofMethod) -> HostMemoryBuilder {
 }
 
 /// `frames` frames that begin `offset` frames into the memory.
-fn part(memory: &HostMemory, offset: u64, frames: u64) -> PfnRange {
+fn part(memory: &impl HostBacking, offset: u64, frames: u64) -> PfnRange {
     memory.frames().sub(offset, frames).unwrap()
 }
 
@@ -43,18 +50,21 @@ struct Guest {
 
 impl Guest {
     /// Allocates, and so commits, all of `memory`; the mapping lays out `extents` and maps nothing yet.
-    fn of(memory: &HostMemory, extents: impl IntoIterator<Item = (u64, PfnRange)>) -> Self {
+    fn of<B: HostBacking + Clone + 'static>(memory: &B, extents: impl IntoIterator<Item = (u64, PfnRange)>) -> Self {
         let pool = Pool::builder().backing(memory.clone()).build().unwrap();
         Self::in_pool(&pool, memory, extents)
     }
 
     /// The same, but for the pool there is no memory, so nothing is committed.
-    fn uncommitted(memory: &HostMemory) -> Self {
+    fn uncommitted<B: HostBacking + Clone + 'static>(memory: &B) -> Self {
         let pool = Pool::builder().backing(MetadataOnly::new(memory.frames())).build().unwrap();
         Self::in_pool(&pool, memory, [(0, memory.frames())])
     }
 
-    fn in_pool(pool: &Pool, memory: &HostMemory, extents: impl IntoIterator<Item = (u64, PfnRange)>) -> Self {
+    fn in_pool<B>(pool: &Pool, memory: &B, extents: impl IntoIterator<Item = (u64, PfnRange)>) -> Self
+    where
+        B: HostBacking + Clone + 'static,
+    {
         let ram = pool.allocate(Request::bytes(memory.frames().bytes()).owner("guest")).unwrap();
         let mapping = Arc::new(HostMapping::new(memory, extents).unwrap());
         ram.attach("host", mapping.clone()).unwrap();
@@ -79,10 +89,26 @@ fn map(guest: &Guest, frames: PfnRange) -> Result<(), MapError> {
 }
 
 /// Commits all of `memory` and maps it in order from guest offset 0.
-fn map_all(memory: &HostMemory) -> Guest {
-    let guest = Guest::of(memory, [(0, memory.frames())]);
+fn map_all<B: HostBacking + Clone + 'static>(memory: &B) -> Guest {
+    owner(&Pool::builder().backing(memory.clone()).build().unwrap(), memory)
+}
+
+/// The same in a pool that others use after it.
+fn owner<B: HostBacking + Clone + 'static>(pool: &Pool, memory: &B) -> Guest {
+    let guest = Guest::in_pool(pool, memory, [(0, memory.frames())]);
     map(&guest, memory.frames()).unwrap();
     guest
+}
+
+/// Whether all of the memory reads as zeroes.
+fn is_zero(mapping: &HostMapping) -> bool {
+    let mut bytes = vec![1; usize::try_from(mapping.bytes()).unwrap()];
+    mapping.read(0, &mut bytes).unwrap();
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+fn write_all(mapping: &HostMapping) {
+    mapping.write(0, &vec![7; usize::try_from(mapping.bytes()).unwrap()]).unwrap();
 }
 
 fn byte_at(mapping: &HostMapping, offset: u64) -> u8 {

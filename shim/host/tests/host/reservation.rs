@@ -63,7 +63,7 @@ impl Drop for Reservation {
     }
 }
 
-/// Ordinary memfds get large folios while this lives. Restores the old setting when dropped.
+/// A setting of which ordinary memfds get large folios. Restores the old one when dropped.
 pub(crate) struct LargeFolios {
     restore: String,
     _other_processes: Option<Flock<File>>,
@@ -75,6 +75,11 @@ impl LargeFolios {
 
     /// Forces large folios, as root. Says why not, and answers nothing, where it cannot.
     pub(crate) fn force(test: &str) -> Option<Self> {
+        Self::set(test, "force")
+    }
+
+    /// The same with another word of the setting.
+    pub(crate) fn set(test: &str, word: &str) -> Option<Self> {
         let _other_tests = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _other_processes = lock_file();
         let setting = fs::read_to_string(Self::SETTING).unwrap_or_default();
@@ -82,7 +87,7 @@ impl LargeFolios {
             skip(test, "this kernel has no shmem_enabled");
             return None;
         };
-        if let Err(error) = fs::write(Self::SETTING, "force") {
+        if let Err(error) = fs::write(Self::SETTING, word) {
             skip(test, &format!("{} cannot be set here: {error}", Self::SETTING));
             return None;
         }
