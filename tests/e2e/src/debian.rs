@@ -7,11 +7,15 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::sources::{codename, configure};
+
+/// How long lists of packages serve before they are read again.
+const LISTS_LAST: Duration = Duration::from_secs(24 * 3600);
 
 /// What a suite needs and does not get: a reason to skip it, and no defect of pageless.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +40,9 @@ pub enum Missing {
         /// The end of what it said.
         said: String,
     },
+    /// None of the system's sources answered, now or before.
+    #[error("no source of packages can be reached: {0}")]
+    Unreachable(String),
     /// A package does not have what it should have.
     #[error("{0} is not among the unpacked files")]
     NoFile(String),
@@ -106,7 +113,7 @@ impl Debian {
     /// The release if its `package` is at least `version`, and backports otherwise.
     pub fn suite_with(&self, package: &str, version: &str) -> Result<Suite, Missing> {
         let _lock = lock(&self.folder)?;
-        self.update_if_empty()?;
+        self.update_if_old()?;
         let said = run(&mut self.apt("apt-cache"), &["policy", package])?;
         let candidate = said.lines().find_map(|line| line.trim().strip_prefix("Candidate: ")).unwrap_or("(none)");
         let enough = Command::new("dpkg").args(["--compare-versions", upstream(candidate), "ge", version]).status();
@@ -117,7 +124,7 @@ impl Debian {
     /// The packages that `package` depends on itself. A metapackage's way to say which one it stands for now.
     pub fn depends(&self, package: &str, suite: Suite) -> Result<Vec<String>, Missing> {
         let _lock = lock(&self.folder)?;
-        self.update_if_empty()?;
+        self.update_if_old()?;
         let target = format!("APT::Default-Release={}", self.suite(suite));
         let said = run(&mut self.apt("apt-cache"), &["-o", &target, "show", "--no-all-versions", package])?;
         let line = said.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or_default();
@@ -131,14 +138,17 @@ impl Debian {
         let root = self.folder.join("trees").join(format!("{name}-{contents:016x}"));
         let _lock = lock(&self.folder)?;
         if !root.is_dir() {
-            self.update()?;
+            self.update_if_old()?;
             let part = root.with_extension("part");
             for folder in [&part, &self.archives()] {
                 let _ = fs::remove_dir_all(folder);
             }
             fs::create_dir_all(self.archives().join("partial"))?;
             fs::create_dir_all(&part)?;
-            self.fetch(suite, packages)?;
+            if self.fetch(suite, packages).is_err() {
+                self.update()?; // the server may have newer ones only
+                self.fetch(suite, packages)?;
+            }
             for archive in files_in(&self.archives(), "deb") {
                 run(Command::new("dpkg").arg("-x").arg(archive), &[&part.display().to_string()])?;
             }
@@ -163,16 +173,24 @@ impl Debian {
         Ok(())
     }
 
-    /// Some sources may fail and what is needed still be there, so an update fails only by what is then not found.
+    /// Reads the sources again if that was long ago. Old lists are better than none.
+    fn update_if_old(&self) -> Result<(), Missing> {
+        let age = fs::metadata(self.updated()).and_then(|file| file.modified()).ok().and_then(|time| time.elapsed().ok());
+        if self.has_lists() && age.is_some_and(|age| age < LISTS_LAST) { Ok(()) } else { self.update() }
+    }
+
+    /// Some sources may fail and what is needed still be there, so an update fails only where there are no lists at all.
     fn update(&self) -> Result<(), Missing> {
-        match run(&mut self.apt("apt-get"), &["update", "-q"]) {
+        match run(&mut self.apt("apt-get"), &["update", "-q", "-o", "APT::Update::Error-Mode=any"]) {
             Err(Missing::Failed { .. }) if self.has_lists() => Ok(()),
-            other => other.map(drop),
+            Err(Missing::Failed { said, .. }) => Err(Missing::Unreachable(said)),
+            Err(other) => Err(other),
+            Ok(_) => Ok(fs::write(self.updated(), "")?),
         }
     }
 
-    fn update_if_empty(&self) -> Result<(), Missing> {
-        if self.has_lists() { Ok(()) } else { self.update() }
+    fn updated(&self) -> PathBuf {
+        self.folder.join("apt/updated")
     }
 
     fn has_lists(&self) -> bool {
