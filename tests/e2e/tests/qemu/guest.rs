@@ -1,5 +1,7 @@
 //! The other side: a stock kernel under a stock QEMU, and what a process in it does with its pages.
 
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -15,6 +17,9 @@ const PAGES: u64 = 512;
 const BOOT: Duration = Duration::from_secs(120);
 /// Anything else that a guest does.
 const SOON: Duration = Duration::from_secs(60);
+
+/// Bus error, signal(7) on x86 and Arm.
+const SIGBUS: i32 = 7;
 
 /// Reads commands from the console and obeys them. cgroups are there to have a process take its memory from one node.
 const SCRIPT: &str = r#"
@@ -134,6 +139,19 @@ impl Guest {
         assert_eq!(told, format!(" {PAGES} same"));
     }
 
+    /// Has the process touch its pages, which nothing is behind any more; the guest's kernel may have been faster. QEMU dies of
+    /// it. Under KVM it may be the host's kernel that meets the fault: then QEMU stops the machine for good.
+    pub(crate) fn assert_ends_by_a_touch(&mut self) {
+        let _ = self.machine.console().send("write");
+        match self.machine.wait(Duration::from_secs(30)) {
+            Ok(status) => assert_eq!(status.signal(), Some(SIGBUS), "QEMU ended by {status:?}"),
+            Err(_) => {
+                let state = self.machine.qmp().unwrap().execute("query-status", json!({})).unwrap();
+                assert_eq!(state["status"], "internal-error", "the machine goes on without its memory");
+            }
+        }
+    }
+
     /// The process ends, and the shell has the console again.
     pub(crate) fn end(&mut self, _pages: Pages) {
         self.run("end");
@@ -143,7 +161,7 @@ impl Guest {
     pub(crate) fn plug(&mut self, stand: &Stand, ram: &Ram) -> Plugged {
         let (fd, offset) = stand.grant(ram.allocation.extents()[0].frames);
         let qmp = self.machine.qmp().unwrap();
-        let (number, set) = qmp.add_fd(std::os::fd::AsFd::as_fd(&fd)).unwrap();
+        let (number, set) = qmp.add_fd(fd.as_fd()).unwrap();
         let path = format!("/proc/self/fd/{number}");
         let backend = json!({ "qom-type": "memory-backend-file", "id": "hot", "mem-path": path, "offset": offset, "size": SEGMENT, "share": true });
         qmp.execute("object-add", backend).unwrap();
