@@ -44,7 +44,7 @@ fn a_client_loses_it(page: PageSize) {
     memory.prove_granules(memory.frames()).unwrap();
     assert_eq!(touch(&foreign), Err(Some(Errno::EIO as i32)), "the client still reaches the memory");
     // Nor does it get anything back into the file, by whatever way.
-    assert_eq!(fstat(&client).unwrap().st_size, 0);
+    assert_eq!(fstat(client.as_fd()).unwrap().st_size, 0);
     assert_eq!(ftruncate(&client, 4 << 20), Err(Errno::EPERM));
     assert_eq!(fallocate(client.as_fd(), FallocateFlags::empty(), 0, 4 << 20), Err(Errno::EPERM));
     memory.commit(memory.frames()).unwrap();
@@ -100,7 +100,7 @@ fn a_pin_keeps_the_old_page_and_never_sees_the_new_one() {
 fn a_segment_that_a_client_truncated_is_named_before_it_is_mapped_and_is_whole_after_the_next_proof() {
     let (memory, mapping) = revocable(PageSize::Base4K);
     mapping.unmap(memory.frames()).unwrap();
-    ftruncate(&client(&memory), 0).unwrap();
+    ftruncate(client(&memory), 0).unwrap();
     let short = memory.commit(memory.frames()).unwrap_err();
     assert!(short.reason.contains("a holder of the descriptor has truncated the segment"), "{short}");
     match map(&mapping, memory.frames()) {
