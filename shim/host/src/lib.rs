@@ -10,6 +10,7 @@
 //! | `capacity` | how much there is and could be had, asked of the kernel now |
 //! | `holes`, `stuck`, `instance` | what every backing is made of: taking pages and giving them back, saying why not, names |
 //! | `segment` | one memfd and the frames behind it |
+//! | `revoke` | taking a segment away from everybody who maps it |
 //! | `keeper` | descriptors that outlive their memory, because a withdrawn page must stay shut (I12) |
 //! | `transparent` | whether the kernel gives huge pages to memory that asks |
 //! | `progress` | watching a long commit |
@@ -58,10 +59,6 @@
 //! ```
 #![deny(unsafe_code)]
 
-// The unit tests share the integration tests' reservations, which name this crate from outside.
-#[cfg(test)]
-extern crate self as pageless_host;
-
 mod backing;
 mod builder;
 mod capacity;
@@ -80,6 +77,7 @@ pub mod pin;
 mod progress;
 #[allow(unsafe_code)] // maps, unmaps and copies: the addresses are its own reservation
 mod region;
+mod revoke;
 mod segment;
 mod stuck;
 mod transparent;

@@ -82,7 +82,7 @@ impl GuestMemfdBuilder {
         let os = |Refused { step, errno }| HostError::Os { step, errno };
         let beside = match shared_side {
             SharedSide::InPlace => None,
-            SharedSide::Beside => Some(Arc::new(SegmentFile::create(frames, page, None).map_err(os)?)),
+            SharedSide::Beside => Some(Arc::new(SegmentFile::create(frames, page, None, false).map_err(os)?)),
         };
         tracing::debug!(bytes, %shared_side, %support, "guest_memfd made");
         Ok(GuestMemfd::new(PrivateFile { fd, frames }, beside))

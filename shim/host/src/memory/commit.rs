@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use pageless::{PfnRange, Shortage};
 
-use super::{HostMemory, Slot, SlotState};
+use super::{HostMemory, ProofMethod, Slot, SlotState};
 use crate::capacity::{bytes_shut, bytes_taken, host_available};
 use crate::holes::Refused;
 use crate::page::HugePool;
@@ -55,10 +55,12 @@ impl HostMemory {
     /// The segment's file, made now where there is none.
     fn file(&self, slot: &Slot, state: &mut SlotState) -> Result<Arc<SegmentFile>, Refused> {
         if let Some(file) = &state.file {
+            file.check_whole()?;
             return Ok(Arc::clone(file));
         }
         let page = self.inner.settings.page;
-        let file = Arc::new(SegmentFile::create(slot.frames, page, slot.node)?);
+        let revocable = self.inner.settings.proof == ProofMethod::Revoke;
+        let file = Arc::new(SegmentFile::create(slot.frames, page, slot.node, revocable)?);
         state.file = Some(Arc::clone(&file));
         if !page.is_huge() {
             state.filled.insert(slot.frames);
@@ -66,9 +68,9 @@ impl HostMemory {
         Ok(file)
     }
 
-    /// Takes huge pages that somebody punched out of the file since the commit anew.
+    /// Takes huge pages that somebody punched out of the file since the commit anew, and looks whether it is as long as it was.
     pub(super) fn refill(&self, frames: PfnRange) -> Result<(), Shortage> {
-        if !self.inner.settings.page.is_huge() {
+        if !self.inner.settings.page.is_huge() && self.inner.settings.proof != ProofMethod::Revoke {
             return Ok(());
         }
         self.by_slot(frames, |slot, run| self.refill_in(slot, run))
@@ -79,6 +81,10 @@ impl HostMemory {
         let state = slot.state.lock();
         let Some(file) = &state.file else { return Ok(()) };
         let short = |refused| Shortage { frames: run, reason: self.why_short(refused).into() };
+        file.check_whole().map_err(short)?;
+        if !self.inner.settings.page.is_huge() {
+            return Ok(());
+        }
         state.filled.clipped(run).try_for_each(|part| file.fill(part).map_err(short))
     }
 

@@ -23,6 +23,15 @@ pub enum ProofMethod {
     /// Proven, and lost, by the segment.
     #[default]
     Seal,
+    /// The segment's memfd is truncated to nothing: whoever maps it, in any process, agreed or not, gets a SIGBUS at the next
+    /// touch, and can never get a page back into it; then fresh pages take its place. For memory that must come back from a
+    /// client that does not let go. Proven, and lost, by the segment.
+    ///
+    /// The price: a segment that can be truncated can be truncated by every holder of its descriptor. One client can so end
+    /// another's access, and a [`HostMapping`](crate::HostMapping) of this process gets the SIGBUS as anybody does, which its
+    /// copies do not survive. And it can give a withdrawn page back to the host while its mark stands. Hand such memory to
+    /// clients that are trusted that far, and to one client each.
+    Revoke,
     /// The memory has never left this process, so the mappings' own unmaps are the proof. Proven by the page.
     ProcessUnmap,
 }
@@ -174,7 +183,7 @@ impl Backing for HostMemory {
 
     fn granule(&self, pfn: Pfn) -> PfnRange {
         match (self.inner.settings.proof, self.slot(pfn)) {
-            (ProofMethod::Seal, Some(slot)) => slot.frames,
+            (ProofMethod::Seal | ProofMethod::Revoke, Some(slot)) => slot.frames,
             (ProofMethod::ProcessUnmap, Some(_)) => PfnRange::block(pfn, self.inner.settings.page.order()),
             (_, None) => PfnRange::single(pfn),
         }
@@ -237,7 +246,7 @@ impl HostBacking for HostMemory {
     }
 
     /// Takes huge pages that somebody punched out of the file since the commit anew: without one a touch would be a SIGBUS.
-    /// Pages that are there are only looked up.
+    /// Pages that are there are only looked up. A segment that somebody has truncated is an error, too.
     fn populate(&self, frames: PfnRange) -> Result<(), Shortage> {
         self.renew(frames)?;
         self.refill(frames)

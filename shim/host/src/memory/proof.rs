@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use pageless::{Backing, Cause, Pfn, PfnRange, ProofScope, RunSet, Stuck, Verdict};
 
 use super::{HostMemory, ProofMethod, Slot, SlotState, Zeroing};
+use crate::revoke;
 use crate::stuck::{self, RETRY_AFTER};
 
 /// The kernel answers at once for a writable mapping and rescans for about 160 ms for a pin (host.md); an answer that took
@@ -31,6 +32,7 @@ impl HostMemory {
                     .into(),
                 granule_frames: largest,
             },
+            ProofMethod::Revoke => revoke::scope(largest),
             ProofMethod::ProcessUnmap => ProofScope {
                 method: "the memory never left this process: its own mappings' unmaps, looked at again; then the page is taken out of \
                          its file"
@@ -96,6 +98,7 @@ impl HostMemory {
             if let Some(clear) = clear {
                 match self.inner.settings.proof {
                     ProofMethod::Seal => self.prove_by_seal(slot, &mut state)?,
+                    ProofMethod::Revoke => self.prove_by_revocation(slot, &mut state)?,
                     ProofMethod::ProcessUnmap => self.prove_by_unmap(&mut state, clear)?,
                 }
             }
@@ -112,10 +115,22 @@ impl HostMemory {
             let verdict = if errno == Errno::EBUSY { Verdict::Retry { after: RETRY_AFTER } } else { Verdict::Never };
             return Err(Stuck { at: slot.frames, verdict, cause: Cause::new(SEAL, errno as u64, meaning) });
         }
-        // The sealed file goes; the next commit makes a fresh one, so the next owner gets pages that nobody has seen.
+        self.drop_file(slot, state);
+        Ok(())
+    }
+
+    fn prove_by_revocation(&self, slot: &Slot, state: &mut SlotState) -> Result<(), Stuck> {
+        self.inner.mappings.prove_none(slot.frames)?; // else the next copy of this process would be a SIGBUS
+        let Some(file) = &state.file else { return Ok(()) };
+        file.revoke().map_err(|refused| stuck::refused(refused, slot.frames))?;
+        self.drop_file(slot, state);
+        Ok(())
+    }
+
+    /// A proven file goes; the next commit makes a fresh one, so the next owner gets pages that nobody has seen.
+    fn drop_file(&self, slot: &Slot, state: &mut SlotState) {
         self.count_zeroed(slot.frames);
         (state.file, state.filled, state.renew) = (None, RunSet::new(), false);
-        Ok(())
     }
 
     fn why_not_sealed(&self, errno: Errno, segment: PfnRange, took: Duration) -> String {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use pageless::{Backing, FRAME_BYTES};
 use pageless_host::{HostBacking, HostMemory, PageSize, Progress, ProofMethod};
 
-use crate::reservation::Reservation;
 use crate::{builder, map_all, part};
+use pageless_hugepages::{Borrowed, HUGE_2M};
 
 const PAGE: PageSize = PageSize::Huge2M;
 
@@ -19,7 +19,7 @@ fn free() -> u64 {
 
 #[test]
 fn capacity_on_hugetlb_follows_the_kernels_counters_whoever_moves_them() {
-    let Some(_pages) = Reservation::take("capacity 2M", PAGE, 4) else { return };
+    let Some(_pages) = Borrowed::alone_or_skip("capacity 2M", HUGE_2M, 4) else { return };
     let bytes = free();
     let memory = builder(ProofMethod::ProcessUnmap).page(PAGE).bytes(bytes).segment_bytes(PAGE.bytes()).build().unwrap();
     let capacity = memory.capacity();
@@ -44,10 +44,10 @@ fn capacity_on_hugetlb_follows_the_kernels_counters_whoever_moves_them() {
 
 #[test]
 fn capacity_of_a_node_is_no_more_than_the_node_has() {
-    let Some(_pages) = Reservation::take("capacity of a node 2M", PAGE, 2) else { return };
+    let Some(_pages) = Borrowed::alone_or_skip("capacity of a node 2M", HUGE_2M, 2) else { return };
     let node = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/free_hugepages";
     let Ok(text) = fs::read_to_string(node) else {
-        return crate::reservation::skip("capacity of a node 2M", "this kernel counts no pages by node");
+        return pageless_hugepages::skip("capacity of a node 2M", "this kernel counts no pages by node");
     };
     let on_node = text.trim().parse::<u64>().unwrap() * PAGE.bytes();
     let memory = builder(ProofMethod::Seal).page(PAGE).node(0, free()).build().unwrap();
@@ -71,7 +71,7 @@ type Told = (Progress, Option<u64>);
 
 #[test]
 fn a_long_commit_tells_how_far_it_has_come_and_may_be_asked_meanwhile() {
-    let Some(_pages) = Reservation::take("progress 2M", PAGE, 3) else { return };
+    let Some(_pages) = Borrowed::alone_or_skip("progress 2M", HUGE_2M, 3) else { return };
     let told: Arc<Mutex<Vec<Told>>> = Arc::default();
     let asked: Arc<Mutex<Option<HostMemory>>> = Arc::default();
     let (tell, ask) = (told.clone(), asked.clone());

@@ -9,8 +9,8 @@ use pageless::{Backing, FRAME_BYTES, Identity, Pfn, PfnRange, Pool};
 use pageless_host::{FileMemory, HostBacking, HostError, MapError, PageSize, keeper};
 
 use crate::filesystems::{folders, with_mount};
-use crate::reservation::Reservation;
 use crate::{Guest, byte_at, is_zero, map, map_all, owner, part, unique_base, write_all};
+use pageless_hugepages::{Borrowed, HUGE_2M};
 
 const MIB: u64 = 1 << 20;
 
@@ -56,7 +56,7 @@ fn a_filesystem_that_can_neither_punch_nor_reserve_gets_zeroes_written() {
 
 #[test]
 fn a_file_on_hugetlbfs_has_its_pages_and_granules() {
-    let Some(_pages) = Reservation::take("file on hugetlbfs", PageSize::Huge2M, 4) else { return };
+    let Some(_pages) = Borrowed::or_skip("file on hugetlbfs", HUGE_2M, 4) else { return };
     with_mount("file on hugetlbfs", "hugetlbfs", "pagesize=2M,size=8M", |folder| {
         let path = folder.join("memory");
         let unaligned = FileMemory::at(&path).bytes(MIB).build().unwrap_err();

@@ -9,7 +9,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 
-use crate::reservation::skip;
+use pageless_hugepages::skip;
 
 /// A folder on the disk and one in memory, where there are such. Each test has its own.
 pub(crate) fn folders() -> Vec<TempDir> {

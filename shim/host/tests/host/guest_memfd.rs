@@ -9,8 +9,8 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use pageless::{AllocationId, Backing, Contents, FRAME_BYTES, Identity, Intent, Operation, OperationId, PfnRange, Pool, Verdict};
 use pageless_host::{GuestMemfd, GuestMemfdSupport, HostBacking, HostError, HostMapping, SharedSide, keeper};
 
-use crate::reservation::skip;
 use crate::{byte_at, is_zero, map, owner, unique_base};
+use pageless_hugepages::skip;
 
 const MIB: u64 = 1 << 20;
 

@@ -13,7 +13,7 @@ mod huge;
 mod limits;
 mod mapped;
 mod pooled;
-mod reservation;
+mod revoked;
 mod sealed;
 mod shut;
 mod transparent;

@@ -1,8 +1,10 @@
 //! Transparent huge pages behind an ordinary memfd, seen in the kernel's own account of the mapping.
 
-use pageless_host::{HostError, PageSize, ProofMethod};
+use std::path::Path;
 
-use crate::reservation::LargeFolios;
+use pageless_host::{HostError, PageSize, ProofMethod};
+use pageless_hugepages::Setting;
+
 use crate::{builder, byte_at, map, map_all, part, write_all};
 
 /// `ShmemPmdMapped` of the mapping that begins at `address`, in bytes (/proc/self/smaps, proc(5)).
@@ -14,9 +16,15 @@ fn mapped_by_huge_entries(address: usize) -> u64 {
     line.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
 }
 
+/// Which memfds get transparent huge pages, as root chooses it for the length of a test.
+fn shmem_enabled(test: &str, value: &str) -> Option<Setting> {
+    let setting = Setting::choose(Path::new("/sys/kernel/mm/transparent_hugepage/shmem_enabled"), value);
+    setting.map_err(|why| pageless_hugepages::skip(test, &why.to_string())).ok()
+}
+
 #[test]
 fn memory_that_asks_is_mapped_by_2m_entries_and_memory_that_does_not_is_not() {
-    let Some(_setting) = LargeFolios::set("transparent huge pages", "advise") else { return };
+    let Some(_setting) = shmem_enabled("transparent huge pages", "advise") else { return };
     let plain = builder(ProofMethod::ProcessUnmap).bytes(8 << 20).build().unwrap();
     let guest = map_all(&plain);
     write_all(&guest);
@@ -26,7 +34,7 @@ fn memory_that_asks_is_mapped_by_2m_entries_and_memory_that_does_not_is_not() {
     write_all(&guest);
     let mapped = mapped_by_huge_entries(guest.address());
     if mapped == 0 {
-        return crate::reservation::skip("transparent huge pages", "the host had no free 2 MiB to give");
+        return pageless_hugepages::skip("transparent huge pages", "the host had no free 2 MiB to give");
     }
     // Still mapped and proven by the 4 KiB.
     guest.unmap(part(&memory, 5, 1)).unwrap();
@@ -37,7 +45,7 @@ fn memory_that_asks_is_mapped_by_2m_entries_and_memory_that_does_not_is_not() {
 
 #[test]
 fn a_setting_that_forbids_them_is_named() {
-    let Some(_setting) = LargeFolios::set("transparent huge pages forbidden", "never") else { return };
+    let Some(_setting) = shmem_enabled("transparent huge pages forbidden", "never") else { return };
     let refused = builder(ProofMethod::Seal).bytes(4 << 20).transparent_huge_pages().build().unwrap_err();
     let HostError::NoTransparentHugePages { why } = refused else { panic!("{refused}") };
     assert!(why.ends_with("transparent_hugepage/shmem_enabled is never"), "{why}");
@@ -45,7 +53,7 @@ fn a_setting_that_forbids_them_is_named() {
 
 #[test]
 fn memory_that_they_cannot_lie_behind_is_refused_by_name() {
-    let Some(_setting) = LargeFolios::set("transparent huge pages unaligned", "advise") else { return };
+    let Some(_setting) = shmem_enabled("transparent huge pages unaligned", "advise") else { return };
     let asking = || builder(ProofMethod::Seal).bytes(4 << 20).transparent_huge_pages();
     let small = asking().segment_bytes(1 << 20).build().unwrap_err();
     assert_eq!(small, HostError::SegmentSize { bytes: 1 << 20, page: PageSize::Huge2M });

@@ -6,8 +6,8 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use pageless::{Backing, Order, Pool, Request};
 use pageless_host::{HostBacking, HostMemory, MapError, PageSize, ProofMethod};
 
-use crate::reservation::Reservation;
 use crate::{Guest, builder, byte_at, map, map_all, part};
+use pageless_hugepages::{Borrowed, HUGE_2M};
 
 const PAGE: PageSize = PageSize::Huge2M;
 
@@ -30,7 +30,7 @@ fn take_the_rest() -> HostMemory {
 
 #[test]
 fn a_page_that_vanished_after_the_commit_is_an_error_at_the_next_mapping_and_the_next_commit() {
-    let Some(_pages) = Reservation::take("vanished 2M", PAGE, 3) else { return };
+    let Some(_pages) = Borrowed::alone_or_skip("vanished 2M", HUGE_2M, 3) else { return };
     let memory = memory(2);
     let guest = Guest::of(&memory, [(0, memory.frames())]);
     let first = part(&memory, 0, Order::MIB2.frames());
@@ -52,7 +52,7 @@ fn a_page_that_vanished_after_the_commit_is_an_error_at_the_next_mapping_and_the
 
 #[test]
 fn a_page_that_vanished_is_taken_anew_where_the_host_has_one() {
-    let Some(_pages) = Reservation::take("vanished and refilled 2M", PAGE, 2) else { return };
+    let Some(_pages) = Borrowed::alone_or_skip("vanished and refilled 2M", HUGE_2M, 2) else { return };
     let memory = memory(1);
     let guest = Guest::of(&memory, [(0, memory.frames())]);
     punch_first_page(memory.segment(memory.frames().start()).unwrap().fd());
@@ -62,7 +62,7 @@ fn a_page_that_vanished_is_taken_anew_where_the_host_has_one() {
 
 #[test]
 fn pages_that_others_took_between_build_and_commit_are_a_shortage_and_no_frame_is_lost() {
-    let Some(_pages) = Reservation::take("taken before the commit 2M", PAGE, 2) else { return };
+    let Some(_pages) = Borrowed::alone_or_skip("taken before the commit 2M", HUGE_2M, 2) else { return };
     let memory = memory(2);
     let pool = Pool::builder().backing(memory.clone()).build().unwrap();
     let rest = take_the_rest();

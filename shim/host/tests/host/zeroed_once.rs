@@ -8,8 +8,8 @@ use pageless_host::{FileMemory, GuestMemfd, HostBacking, HostMemory, PageSize, P
 
 use crate::filesystems::{folders, with_mount};
 use crate::guest_memfd::Vm;
-use crate::reservation::Reservation;
 use crate::{builder, is_zero, map, owner, unique_base, write_all};
+use pageless_hugepages::{Borrowed, HUGE_2M};
 
 /// Three owners, one after another; the second converts a quarter to shared and back and to shared again.
 fn lives<B: HostBacking + Clone + 'static>(memory: &B, zeroed: impl Fn(&B) -> u64) {
@@ -50,7 +50,7 @@ fn frames_of_a_memfd_are_zeroed_once_from_owner_to_owner() {
 
 #[test]
 fn huge_pages_are_zeroed_once_from_owner_to_owner() {
-    let Some(_pages) = Reservation::take("zeroed once 2M", PageSize::Huge2M, 4) else { return };
+    let Some(_pages) = Borrowed::or_skip("zeroed once 2M", HUGE_2M, 4) else { return };
     for proof in [ProofMethod::ProcessUnmap, ProofMethod::Seal] {
         let memory = builder(proof).page(PageSize::Huge2M).bytes(8 << 20).build().unwrap();
         lives(&memory, HostMemory::zeroed);
@@ -77,7 +77,7 @@ fn frames_of_a_file_are_zeroed_once_from_owner_to_owner() {
 
 #[test]
 fn a_file_on_hugetlbfs_is_zeroed_once_from_owner_to_owner() {
-    let Some(_pages) = Reservation::take("zeroed once on hugetlbfs", PageSize::Huge2M, 4) else { return };
+    let Some(_pages) = Borrowed::or_skip("zeroed once on hugetlbfs", HUGE_2M, 4) else { return };
     with_mount("zeroed once on hugetlbfs", "hugetlbfs", "pagesize=2M", |folder| {
         lives(&file(folder, 8 << 20), FileMemory::zeroed);
     });
