@@ -14,9 +14,10 @@
 //! | `region` | reserved addresses, really mapped and unmapped; copies that cannot fault |
 //! | `mapping` | [`HostMapping`], this process's page tables as a mapping |
 //! | `pin` | real kernel pins, to show what a proof sees |
+//! | `window` | [`PhysicalWindow`], memory outside the kernel's page map: the other backing |
 //!
 //! On memfd and hugetlb the kernel chooses the physical pages, so frame numbers are *synthetic*: a frame is an offset in a
-//! segment's file. `unsafe` is fenced into `region` and `numa`.
+//! segment's file. In a physical window they are physical. `unsafe` is fenced into `region`, `numa` and `window::wipe`.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -68,6 +69,7 @@ pub mod pin;
 #[allow(unsafe_code)] // maps, unmaps and copies: the addresses are its own reservation
 mod region;
 mod segment;
+mod window;
 
 pub use backing::{HostBacking, LocalMappings, SegmentHandle};
 pub use builder::HostMemoryBuilder;
@@ -75,3 +77,4 @@ pub use error::{HostError, MapError};
 pub use mapping::HostMapping;
 pub use memory::{HostMemory, ProofMethod, Zeroing};
 pub use page::{PageAvailability, PageSize, probe};
+pub use window::{PhysicalWindow, WindowBuilder, WindowError};

@@ -12,6 +12,7 @@ mod pooled;
 mod reservation;
 mod sealed;
 mod shut;
+mod window;
 
 use std::ops::Deref;
 use std::sync::Arc;
