@@ -143,6 +143,39 @@ fn every_frame_is_zeroed_once_before_each_reuse() {
 }
 
 #[test]
+fn what_comes_back_without_a_proof_is_zeroed_when_it_is_next_handed_out() {
+    let machine = Machine::new();
+    let window = machine.window();
+    let pool = pool(&window);
+    drop(owner(&pool, &window, BYTES));
+    pool.reclaim();
+    // Free, zero, and then broken; the new module holds whatever it likes.
+    let bad = PfnRange::single(Pfn::new(START / 4096 + 9));
+    pool.poison(bad, Cause::new("machine check", 1, "told by EDAC"));
+    pool.hardware_replaced(bad, "DIMM 3 replaced").unwrap();
+    machine.memory("dev/mem").write_all_at(&[0xaa; 4096], bad.start().get() * 4096).unwrap();
+    let _all = pool.allocate(Request::bytes(BYTES).owner("next")).unwrap();
+    assert!(machine.all_zero());
+    assert_eq!(window.zeroed_frames(), 2 * FRAMES + 1);
+}
+
+#[test]
+fn what_a_dead_process_had_is_zeroed_at_its_proof_and_not_again() {
+    let (machine, ledger) = (Machine::new(), Kept::new());
+    let window = machine.window();
+    let pool = Pool::builder().backing(window.clone()).ledger(ledger.clone()).build().unwrap();
+    let ram = pool.allocate(Request::bytes(BYTES).owner("guest")).unwrap();
+    let when_killed = Kept::holding(None, ledger.book());
+    drop((ram, pool, window));
+    let window = machine.window();
+    let pool = Pool::builder().backing(window.clone()).ledger(when_killed).build().unwrap();
+    assert_eq!((pool.stats().free, window.zeroed_frames()), (0, 0));
+    assert_eq!(pool.reclaim().freed.frames(), FRAMES);
+    let _next = pool.allocate(Request::bytes(BYTES).owner("next")).unwrap();
+    assert_eq!(window.zeroed_frames(), FRAMES);
+}
+
+#[test]
 fn without_zeroing_the_next_owner_reads_the_last_ones_bytes() {
     let machine = Machine::new();
     let window = machine.here(PhysicalWindow::devmem(START, BYTES)).zeroing(Zeroing::Off).build().unwrap();
