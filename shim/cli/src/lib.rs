@@ -17,6 +17,7 @@ pub mod refcount;
 pub mod report;
 mod story;
 pub mod tour;
+pub mod window;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
