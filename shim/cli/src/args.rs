@@ -7,6 +7,7 @@ use pageless::Order;
 
 use crate::figures::{self, SizeError};
 use crate::ledger::LedgerCommand;
+use crate::lend::LendArgs;
 use crate::paint::ColorChoice;
 use crate::window::WindowSpec;
 
@@ -47,6 +48,13 @@ pub enum Command {
     /// invalidations fail; the tour shows what a VMM is told, that a frame without proof is never handed out again, and what
     /// one check costs beside a scan of reference counts. It needs no root and no huge pages.
     Tour(TourArgs),
+    /// Lends memory to a command, and takes it back with proof when the command has ended
+    ///
+    /// The memory is a range of a file: its path, offset and length are put into the arguments in the places {path}, {offset} and
+    /// {bytes}, and stand in PAGELESS_PATH, PAGELESS_OFFSET and PAGELESS_BYTES. When the command and all that it started has
+    /// ended, the memory is reclaimed, zeroed and read; the account is told on standard error. Exit code 1 when the command
+    /// failed or a frame was lost.
+    Lend(LendArgs),
     /// Looks at a pool's ledger while no pool has it open
     #[command(subcommand)]
     Ledger(LedgerCommand),
@@ -176,7 +184,9 @@ pub enum UsageError {
         text: String,
     },
     /// A physical window without its place.
-    #[error("--backing physical needs --window, such as --window /dev/mem@0x40000000+512M for memory set aside with memmap=512M$1G")]
+    #[error(
+        "--backing physical needs --window, such as --window /dev/mem@0x40000000+512M for memory set aside with memmap=512M$1G"
+    )]
     NoWindow,
     /// A physical window, and other memory.
     #[error("--window is for --backing physical, and --backing {} was asked for", .backing.to_possible_value().map_or_else(String::new, |name| name.get_name().to_owned()))]
@@ -185,7 +195,9 @@ pub enum UsageError {
         backing: BackingChoice,
     },
     /// A size beside a window.
-    #[error("--window {window} is the pool, so --memory (or PAGELESS_MEMORY) has nothing to say; leave it out, or give a shorter window")]
+    #[error(
+        "--window {window} is the pool, so --memory (or PAGELESS_MEMORY) has nothing to say; leave it out, or give a shorter window"
+    )]
     WindowHasSize {
         /// The window.
         window: String,

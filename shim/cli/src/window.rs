@@ -22,7 +22,9 @@ pub struct WindowSpec {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum WindowSpecError {
     /// Neither of the devices that show physical memory.
-    #[error("'{0}' is no window: write /dev/mem@0x40000000+512M (a physical address and a length), /dev/dax0.0, or /dev/dax0.0@2G+1G")]
+    #[error(
+        "'{0}' is no window: write /dev/mem@0x40000000+512M (a physical address and a length), /dev/dax0.0, or /dev/dax0.0@2G+1G"
+    )]
     Device(String),
     /// All of /dev/mem, most of which is the kernel's own.
     #[error("'{DEV_MEM}' needs the range that was set aside at boot, such as {DEV_MEM}@0x40000000+512M for memmap=512M$1G")]

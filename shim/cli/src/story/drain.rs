@@ -49,7 +49,9 @@ fn drain(story: &mut Story<'_>, pin: KernelPin, pattern: &[u8]) -> anyhow::Resul
     let same = bytes == pattern;
     if story.ground.window.is_some() {
         let what = if same { "what vm-b wrote" } else { "what was written since" };
-        story.tell.line(format!("The pipe is read. It held {} bytes, {what}: a pin reads the frame, whoever has it.", bytes.len()));
+        story
+            .tell
+            .line(format!("The pipe is read. It held {} bytes, {what}: a pin reads the frame, whoever has it.", bytes.len()));
         return Ok(());
     }
     story.tell.line(format!(

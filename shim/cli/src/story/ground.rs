@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use pageless_host::{
-    HostBacking, HostError, HostMemory, PageAvailability, PageSize, ProofMethod, Zeroing as HostZeroing, probe,
-};
+use pageless_host::{HostBacking, HostError, HostMemory, PageAvailability, PageSize, ProofMethod, Zeroing as HostZeroing, probe};
 
 use crate::args::{BackingChoice, MIN_WINDOW, TourSettings, Zeroing};
 use crate::figures;
@@ -53,14 +51,7 @@ pub(crate) fn choose(settings: &TourSettings) -> anyhow::Result<Ground> {
     }
     let laid_out = lay_out(settings, memory, page);
     let laid_out = laid_out.with_context(|| format!("{} of {} cannot be had", figures::bytes(memory), name(page)))?;
-    Ok(Ground {
-        memory: Arc::new(laid_out),
-        bytes: memory,
-        name: name(page),
-        reason,
-        window: None,
-        has_struct_pages: true,
-    })
+    Ok(Ground { memory: Arc::new(laid_out), bytes: memory, name: name(page), reason, window: None, has_struct_pages: true })
 }
 
 /// Opens the window: nothing is written before it is allocated.

@@ -37,10 +37,11 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Pinned
     story.written.insert(PfnRange::single(guest.frame(pinned)?));
     let pin = try_to_pin(story, &guest, pinned)?;
     let failed = failed.map(|offset| guest.frame(offset)).transpose()?.map(PfnRange::single);
-    let also =
-        failed.map_or_else(String::new, |frame: PfnRange| format!("The removal of {} will fail for good.", place(frame)));
+    let also = failed.map_or_else(String::new, |frame: PfnRange| format!("The removal of {} will fail for good.", place(frame)));
     failed.iter().for_each(|frame| guest.ept.break_at(frame.start(), Fault::EntryStateIncorrect));
-    story.tell.line(format!("{also} Now vm-b gives up its {}: released, which is not free.", figures::bytes(guest.ram.bytes())).trim());
+    story
+        .tell
+        .line(format!("{also} Now vm-b gives up its {}: released, which is not free.", figures::bytes(guest.ram.bytes())).trim());
     story.note_guest(&guest);
     let pattern = guest.pattern();
     drop((guest.ept, guest.host));
@@ -61,7 +62,9 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Pinned
             "vm-b is gone. What was proven unreachable is free; the pinned segment is quarantined as a whole, because the kernel does not \
              say which page of it is pinned.",
         ),
-        (Some(_), None) => ("while the pin holds", "vm-b is gone. What was proven unreachable is free; the proof did not look for pins."),
+        (Some(_), None) => {
+            ("while the pin holds", "vm-b is gone. What was proven unreachable is free; the proof did not look for pins.")
+        }
         (None, _) => ("after vm-b", "vm-b is gone. What was proven unreachable is free: every frame but the one that failed."),
     };
     story.snapshot(moment, caption.to_owned())?;
@@ -73,9 +76,9 @@ fn try_to_pin(story: &mut Story<'_>, guest: &Guest, offset: u64) -> anyhow::Resu
     let frame = guest.frame(offset)?;
     match KernelPin::vmsplice(&guest.ept.mapping, offset, FRAME) {
         Ok(pin) => {
-            story.tell.line(format!(
-                "A pipe holds one page of vm-b by reference (vmsplice, as a device or io_uring would): {frame}."
-            ));
+            story
+                .tell
+                .line(format!("A pipe holds one page of vm-b by reference (vmsplice, as a device or io_uring would): {frame}."));
             Ok(Some(pin))
         }
         Err(MapError::Os { step, errno }) if errno == Errno::EFAULT && !story.ground.has_struct_pages => {
@@ -152,7 +155,9 @@ fn refused_by_kernel(story: &mut Story<'_>, reclaimed: &Reclaimed) -> anyhow::Re
         bail!("a page is pinned, and the kernel sealed its segment all the same: this kernel's seals prove nothing");
     }
     if !sealed && story.ground.window.is_some() {
-        story.tell.line("This memory has struct pages and no file that could be sealed: its proof does not see pins, and says so.");
+        story
+            .tell
+            .line("This memory has struct pages and no file that could be sealed: its proof does not see pins, and says so.");
     } else if !sealed {
         story.tell.line("This proof does not look for pins, so nothing is quarantined for it: one more thing that --without-zeroing gives up.");
     }
