@@ -52,10 +52,6 @@
 //! ```
 #![deny(unsafe_code)]
 
-// The unit tests share the integration tests' reservations, which name this crate from outside.
-#[cfg(test)]
-extern crate self as pageless_host;
-
 mod backing;
 mod builder;
 mod error;

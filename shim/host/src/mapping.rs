@@ -361,14 +361,9 @@ fn map_error(errno: Errno, frames: PfnRange) -> MapError {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-#[path = "../tests/host/reservation.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod reservation;
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use pageless::Backing;
+    use pageless_hugepages::{Borrowed, HUGE_2M};
 
     use super::*;
     use crate::{HostMemory, ProofMethod};
@@ -376,7 +371,7 @@ mod tests {
     /// An earlier mapping may have proven only part of what an operation covers, so a later one is asked for odd runs.
     #[test]
     fn an_odd_run_takes_its_huge_page_along_only_within_the_operation() {
-        let Some(_pages) = reservation::Reservation::take("odd runs 2M", PageSize::Huge2M, 2) else { return };
+        let Some(_pages) = Borrowed::or_skip("odd runs 2M", HUGE_2M, 2) else { return };
         let memory =
             HostMemory::builder().bytes(4 << 20).page(PageSize::Huge2M).proof(ProofMethod::ProcessUnmap).build().unwrap();
         memory.commit(memory.frames()).unwrap();

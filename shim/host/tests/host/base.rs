@@ -116,7 +116,7 @@ fn memory_of_a_named_node_is_that_nodes() {
     mapping.write(0, &[1]).unwrap();
     let maps = std::fs::read_to_string("/proc/self/numa_maps");
     let Ok(maps) = maps else {
-        return crate::reservation::skip("memory_of_a_named_node_is_that_nodes", "this kernel has no numa_maps");
+        return pageless_hugepages::skip("memory_of_a_named_node_is_that_nodes", "this kernel has no numa_maps");
     };
     let name = format!("memfd:pageless:{}", part(&memory, 0, 512));
     let line = maps.lines().find(|line| line.contains(&name)).unwrap();

@@ -5,8 +5,8 @@ use std::time::Instant;
 use pageless::Mapping;
 use pageless::{Backing, FRAME_BYTES, Order, Verdict};
 use pageless_host::{HostBacking, HostMemory, MapError, PageSize, ProofMethod, pin::KernelPin};
+use pageless_hugepages::{Borrowed, HUGE_1G, HUGE_2M};
 
-use crate::reservation::Reservation;
 use crate::{Guest, builder, byte_at, bytes_the_kernel_maps, map, part};
 
 fn memory(page: PageSize, pages: u64, proof: ProofMethod) -> HostMemory {
@@ -43,13 +43,13 @@ fn seal_proof(page: PageSize) {
 
 #[test]
 fn a_2m_segment_is_proven_by_a_seal_and_comes_back_empty() {
-    let Some(_pages) = Reservation::take("seal 2M", PageSize::Huge2M, 2) else { return };
+    let Some(_pages) = Borrowed::or_skip("seal 2M", HUGE_2M, 2) else { return };
     seal_proof(PageSize::Huge2M);
 }
 
 #[test]
 fn a_1g_segment_is_proven_by_a_seal_and_comes_back_empty() {
-    let Some(_pages) = Reservation::take("seal 1G", PageSize::Huge1G, 1) else { return };
+    let Some(_pages) = Borrowed::or_skip("seal 1G", HUGE_1G, 1) else { return };
     seal_proof(PageSize::Huge1G);
 }
 
@@ -71,19 +71,19 @@ fn unmap_proof(page: PageSize) {
 
 #[test]
 fn a_2m_page_is_proven_by_its_unmap_and_comes_back_empty() {
-    let Some(_pages) = Reservation::take("unmap 2M", PageSize::Huge2M, 2) else { return };
+    let Some(_pages) = Borrowed::or_skip("unmap 2M", HUGE_2M, 2) else { return };
     unmap_proof(PageSize::Huge2M);
 }
 
 #[test]
 fn a_1g_page_is_proven_by_its_unmap_and_comes_back_empty() {
-    let Some(_pages) = Reservation::take("unmap 1G", PageSize::Huge1G, 2) else { return };
+    let Some(_pages) = Borrowed::or_skip("unmap 1G", HUGE_1G, 2) else { return };
     unmap_proof(PageSize::Huge1G);
 }
 
 #[test]
 fn part_of_a_huge_page_is_scrubbed_in_place_and_so_is_a_whole_one() {
-    let Some(_pages) = Reservation::take("scrub 2M", PageSize::Huge2M, 2) else { return };
+    let Some(_pages) = Borrowed::or_skip("scrub 2M", HUGE_2M, 2) else { return };
     let memory = memory(PageSize::Huge2M, 2, ProofMethod::ProcessUnmap);
     memory.commit(memory.frames()).unwrap();
     let mapping = Guest::of(&memory, [(0, memory.frames())]);
@@ -103,7 +103,7 @@ fn part_of_a_huge_page_is_scrubbed_in_place_and_so_is_a_whole_one() {
 
 #[test]
 fn a_mapped_huge_page_is_not_cut() {
-    let Some(_pages) = Reservation::take("cut 2M", PageSize::Huge2M, 2) else { return };
+    let Some(_pages) = Borrowed::or_skip("cut 2M", HUGE_2M, 2) else { return };
     let memory = memory(PageSize::Huge2M, 2, ProofMethod::ProcessUnmap);
     memory.commit(memory.frames()).unwrap();
     let mapping = Guest::of(&memory, [(0, memory.frames())]);
@@ -119,7 +119,7 @@ fn a_mapped_huge_page_is_not_cut() {
 
 #[test]
 fn huge_pages_that_run_out_are_a_shortage_and_never_a_fault() {
-    let Some(_pages) = Reservation::take("shortage 2M", PageSize::Huge2M, 2) else { return };
+    let Some(_pages) = Borrowed::alone_or_skip("shortage 2M", HUGE_2M, 2) else { return };
     let free = pageless_host::probe()[1].bytes / PageSize::Huge2M.bytes();
     let first = memory(PageSize::Huge2M, free, ProofMethod::ProcessUnmap);
     let second = memory(PageSize::Huge2M, 1, ProofMethod::ProcessUnmap);
@@ -136,7 +136,7 @@ fn huge_pages_that_run_out_are_a_shortage_and_never_a_fault() {
 
 #[test]
 fn memory_of_a_named_node_is_taken_from_it_and_the_threads_policy_comes_back() {
-    let Some(_pages) = Reservation::take("node 2M", PageSize::Huge2M, 1) else { return };
+    let Some(_pages) = Borrowed::or_skip("node 2M", HUGE_2M, 1) else { return };
     let memory = builder(ProofMethod::Seal).page(PageSize::Huge2M).node(0, 2 << 20).build().unwrap();
     memory.commit(memory.frames()).unwrap();
     memory.prove_granules(memory.frames()).unwrap();

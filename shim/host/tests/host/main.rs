@@ -9,7 +9,6 @@ mod huge;
 mod limits;
 mod mapped;
 mod pooled;
-mod reservation;
 mod sealed;
 mod shut;
 mod window;

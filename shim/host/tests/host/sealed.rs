@@ -1,7 +1,7 @@
 //! What `F_ADD_SEALS(F_SEAL_WRITE)` sees, on 4 KiB pages. Runs without privilege.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use pageless::{Backing, FRAME_BYTES, Stuck, Verdict};
 use pageless_host::{HostBacking, HostMemory, ProofMethod, pin::KernelPin};
+use pageless_hugepages::Setting;
 
-use crate::reservation::{LargeFolios, copied};
 use crate::{Guest, builder, byte_at, map, map_all, part};
 
 fn sealed_memory() -> (HostMemory, Guest) {
@@ -18,6 +18,11 @@ fn sealed_memory() -> (HostMemory, Guest) {
     let mapping = map_all(&memory);
     mapping.write(0, b"secret").unwrap();
     (memory, mapping)
+}
+
+/// A descriptor copied for a test, as a client that got it would have it.
+fn copied(fd: BorrowedFd<'_>) -> OwnedFd {
+    fd.try_clone_to_owned().unwrap()
 }
 
 fn timed(memory: &HostMemory) -> (Result<(), Stuck>, Duration) {
@@ -171,7 +176,7 @@ fn a_pin_in_one_process_is_invisible_to_the_unmap_proof_but_keeps_the_old_page()
 
 #[test]
 fn a_pin_on_a_large_folio_is_seen_because_the_kernel_cannot_take_its_page_away() {
-    let Some(_folios) = LargeFolios::force("large folios") else { return };
+    let Some(_folios) = Setting::large_folios_or_skip("large folios") else { return };
     let memory = builder(ProofMethod::ProcessUnmap).bytes(2 << 20).build().unwrap();
     let mapping = map_all(&memory);
     mapping.write(0, &vec![7; 2 << 20]).unwrap();

@@ -12,9 +12,8 @@ use pageless::{
     Withdrawal,
 };
 use pageless_host::{HostBacking, HostMapping, PageSize, PhysicalWindow, WindowBuilder, WindowError, Zeroing};
+use pageless_hugepages::skip;
 use tempfile::TempDir;
-
-use crate::reservation::skip;
 
 const START: u64 = 1 << 30;
 const BYTES: u64 = 16 << 20;
