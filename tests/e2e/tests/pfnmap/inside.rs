@@ -1,4 +1,4 @@
-//! The machine with memory set aside: 2 GiB, of which 512 MiB from 1 GiB on have no `struct page`.
+//! The machine with memory set aside: which part, and with what it boots.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,20 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use pageless_e2e::{Debian, Initramfs, Kernel, Machine, Missing, Qemu};
+use pageless_e2e::{Debian, Initramfs, Kernel, Machine, Missing, Qemu, Tree};
 
-/// The window that the kernel's command line sets aside, as `--window` takes it.
+/// A machine's memory, and what its kernel's command line sets aside of it.
+pub(crate) struct SetAside {
+    memory: &'static str,
+    memmap: &'static str,
+}
+
+/// Without struct pages: 512 MiB from 1 GiB on.
+pub(crate) const WITHOUT_PAGES: SetAside = SetAside { memory: "2G", memmap: "memmap=512M$1G" };
+/// The same as `--window` takes it.
 pub(crate) const WINDOW: &str = "/dev/mem@0x40000000+512M";
-const APPEND: &str = "console=ttyS0 panic=-1 quiet memmap=512M$1G";
+/// As persistent memory, of which a devdax device can be made: 1 GiB from 4 GiB on. A PC has 3 GiB below and the rest there.
+pub(crate) const PERSISTENT: SetAside = SetAside { memory: "5G", memmap: "memmap=1G!4G" };
 /// The least kernel: the facts about memory without struct pages were taken on it.
 const KERNEL: &str = "6.12";
 /// The longest that anything in the guest may take: TCG is slow, and its host may be busy.
@@ -42,12 +51,13 @@ impl Parts {
     }
 
     /// Boots. The processor has SVM, so that the guest can have guests.
-    pub(crate) fn boot(&self, name: &str, initramfs: Initramfs) -> Machine {
+    pub(crate) fn boot(&self, name: &str, set_aside: &SetAside, initramfs: Initramfs) -> Machine {
         let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.cpio"));
         fs::write(&file, initramfs.finish().unwrap()).unwrap();
-        let machine = self.qemu.machine().unwrap().words("-accel tcg -cpu max,+svm -m 2G -no-reboot -kernel");
-        let machine = machine.word(self.kernel.image().unwrap().display().to_string());
-        let machine = machine.words("-initrd").word(file.display().to_string()).words("-append").word(APPEND);
+        let machine = self.qemu.machine().unwrap().words("-accel tcg -cpu max,+svm -no-reboot -m").word(set_aside.memory);
+        let machine = machine.words("-kernel").word(self.kernel.image().unwrap().display().to_string());
+        let machine = machine.words("-initrd").word(file.display().to_string());
+        let machine = machine.words("-append").word(format!("console=ttyS0 panic=-1 quiet {}", set_aside.memmap));
         machine.start().unwrap()
     }
 }
@@ -67,4 +77,23 @@ fn static_binary(folder: &Path) -> PathBuf {
     }
     assert!(cargo.status().unwrap().success(), "pageless does not build statically");
     folder.join(TARGET).join("release/pageless")
+}
+
+/// The words that start the program packed into this folder.
+pub(crate) fn program_in(folder: &str) -> String {
+    format!("/{folder}/ld.so --library-path /{folder}/lib /{folder}/program")
+}
+
+/// Packs a program of Debian's with the libraries that its linker says it loads, into a folder of its own.
+pub(crate) fn pack_program(initramfs: &mut Initramfs, tree: &Tree, path: &str, folder: &str) -> Result<(), Missing> {
+    let program = tree.program(path)?;
+    let [linker, .., binary] = program.as_slice() else { return Err(Missing::NoFile(path.to_owned())) };
+    let listing = Command::new(linker).arg("--list").args(&program[1..]).output()?;
+    for line in String::from_utf8_lossy(&listing.stdout).lines() {
+        let Some((name, library)) = line.trim().split_once(" => ") else { continue };
+        let library = library.split(" (").next().unwrap_or_default();
+        initramfs.file(&format!("{folder}/lib/{name}"), 0o755, &fs::read(library)?)?;
+    }
+    initramfs.file(&format!("{folder}/ld.so"), 0o755, &fs::read(linker)?)?;
+    Ok(initramfs.file(&format!("{folder}/program"), 0o755, &fs::read(binary)?)?)
 }

@@ -1,13 +1,11 @@
 //! QEMU, which nobody here wrote, runs a guest on frames that pageless lends it by their physical address.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
-use pageless_e2e::{Initramfs, Missing, or_skip};
+use pageless_e2e::{Initramfs, Missing, Tree, or_skip};
 use serde_json::Value;
 
-use crate::inside::{PATIENCE, Parts, WINDOW};
+use crate::inside::{PATIENCE, Parts, WINDOW, WITHOUT_PAGES, pack_program, program_in};
 
 /// Guest-physical addresses in 2 MiB that the inner kernel leaves alone: what its guest writes, and what it reads.
 const WRITTEN: u64 = 0x600_0000;
@@ -24,10 +22,10 @@ echo "innermost reads $(devmem READ 32)"
 const BORROWER: &str = r#"
 echo "lent: $PAGELESS_PATH $PAGELESS_OFFSET $PAGELESS_BYTES"
 devmem $((PAGELESS_OFFSET + READ)) 32 0xcafe0042
-/qemu/ld.so --library-path /qemu/lib /qemu/qemu-system-x86_64 -L /qemu/firmware -nodefaults -no-user-config -display none \
+QEMU -L /firmware -nodefaults -no-user-config -display none \
     -serial stdio -no-reboot -accel kvm -cpu host -machine q35,memory-backend=m0 -m 256M \
     -object "$1" -kernel /inner/vmlinuz -initrd /inner/initramfs -append 'console=ttyS0 panic=-1 quiet memmap=2M$0x6000000'
-echo "inner QEMU ended: $?"
+echo "the inner machine ended: $?"
 echo "at the physical address: $(devmem $((PAGELESS_OFFSET + WRITTEN)) 32)"
 "#;
 
@@ -51,7 +49,7 @@ fn script(text: &str) -> String {
 #[test]
 fn stock_qemu_boots_linux_on_frames_that_it_was_lent() {
     let Some((parts, initramfs)) = or_skip("stock_qemu_boots_linux_on_frames_that_it_was_lent", packed()) else { return };
-    let mut machine = parts.boot("lent", initramfs);
+    let mut machine = parts.boot("lent", &WITHOUT_PAGES, initramfs);
     let mut said = |what: &str| machine.console().wait_for(what, PATIENCE).unwrap().trim().to_owned();
 
     let lent = said("lent:");
@@ -61,7 +59,7 @@ fn stock_qemu_boots_linux_on_frames_that_it_was_lent() {
     assert!((1 << 30..(1 << 30) + (256 << 20) + 1).contains(&offset) && offset.is_multiple_of(2 << 20), "{offset:#x}");
     assert!(said("innermost runs").starts_with(parts.kernel.release()));
     assert_eq!(said("innermost reads"), "0xCAFE0042", "what lay at the physical address before it booted");
-    assert_eq!(said("inner QEMU ended:"), "0");
+    assert_eq!(said("the inner machine ended:"), "0");
     assert_eq!(said("at the physical address:"), "0x1DE5F00D", "what the guest wrote at its own address {WRITTEN:#x}");
 
     assert_eq!(said("exit code:"), "0");
@@ -79,32 +77,21 @@ fn packed() -> Result<(Parts, Initramfs), Missing> {
     let parts = Parts::fetch()?;
     let mut initramfs = parts.initramfs(&script(SCRIPT))?;
     initramfs.modules(&parts.kernel.modules(&["kvm_amd"])?)?;
-    initramfs.file("borrower", 0o644, script(BORROWER).as_bytes())?;
+    pack_program(&mut initramfs, parts.qemu.tree(), "usr/bin/qemu-system-x86_64", "qemu")?;
+    initramfs.file("borrower", 0o644, script(BORROWER).replace("QEMU", &program_in("qemu")).as_bytes())?;
     let inner = Initramfs::with_busybox(&parts.debian, &script(INNERMOST))?;
     initramfs.file("inner/initramfs", 0o644, &inner.finish()?)?;
     initramfs.file("inner/vmlinuz", 0o644, &fs::read(parts.kernel.image()?)?)?;
-    pack_qemu(&parts, &mut initramfs)?;
+    pack_firmware(parts.qemu.tree(), &mut initramfs)?;
     Ok((parts, initramfs))
 }
 
-/// QEMU with the libraries that its linker says it loads, and the firmware of a PC without a display.
-fn pack_qemu(parts: &Parts, initramfs: &mut Initramfs) -> Result<(), Missing> {
-    let tree = parts.qemu.tree();
-    let program = tree.program("usr/bin/qemu-system-x86_64")?;
-    let (Some(linker), Some(binary)) = (program.first(), program.last()) else { return Ok(()) };
-    let listing = Command::new(linker).arg("--list").args(&program[1..]).output()?;
-    for line in String::from_utf8_lossy(&listing.stdout).lines() {
-        let Some((name, path)) = line.trim().split_once(" => ") else { continue };
-        let path = path.split(" (").next().unwrap_or_default();
-        initramfs.file(&format!("qemu/lib/{name}"), 0o755, &fs::read(path)?)?;
-    }
-    initramfs.file("qemu/ld.so", 0o755, &fs::read(linker)?)?;
-    initramfs.file("qemu/qemu-system-x86_64", 0o755, &fs::read(binary)?)?;
+/// The firmware of a PC without a display.
+fn pack_firmware(tree: &Tree, initramfs: &mut Initramfs) -> Result<(), Missing> {
     for name in ["bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin"] {
         let found = ["usr/share/qemu", "usr/share/seabios"].iter().find_map(|folder| tree.file(&format!("{folder}/{name}")).ok());
-        let found = found.filter(|file| Path::new(file).is_file());
         let file = found.ok_or_else(|| Missing::NoFile(name.to_owned()))?;
-        initramfs.file(&format!("qemu/firmware/{name}"), 0o644, &fs::read(file)?)?;
+        initramfs.file(&format!("firmware/{name}"), 0o644, &fs::read(file)?)?;
     }
     Ok(())
 }
