@@ -45,7 +45,6 @@ impl WindowSpec {
     }
 
     /// What builds it.
-    #[must_use]
     pub fn builder(&self) -> WindowBuilder {
         match self.part {
             Some((start, bytes)) if self.device == DEV_MEM => PhysicalWindow::devmem(start, bytes),

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pageless_hugepages::{Borrowed, HUGE_2M};
 use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_pageless");
@@ -35,6 +38,15 @@ fn a_command_finds_the_memory_and_it_comes_back_proven_and_empty() {
 }
 
 #[test]
+fn huge_pages_are_lent_as_one_file() {
+    let Some(_pages) = Borrowed::or_skip("huge_pages_are_lent_as_one_file", HUGE_2M, 3) else { return };
+    // Three pages are no power of two, and still one file.
+    let (told, code, printed) = account(&["--memory", "6M", "--backing", "hugetlb-2m"], &["stat", "-Lc", "%s %o", "{path}"]);
+    assert_eq!((code, printed.as_str()), (0, "6291456 2097152\n"), "{told}");
+    assert_eq!((&told["proven_frames"], &told["stale_bytes"]), (&1536.into(), &0.into()));
+}
+
+#[test]
 fn a_command_that_fails_is_told_and_its_memory_comes_back_all_the_same() {
     let (told, code, _) = account(&["--memory", "1M"], &["sh", "-c", "exit 3"]);
     assert_eq!((code, &told["code"], &told["ended"]), (1, &3.into(), &"exit status: 3".into()));
@@ -62,10 +74,10 @@ fn a_signal_that_asks_to_end_is_passed_on_and_the_memory_comes_back() {
     let mut command = Command::new(BINARY);
     command.args(["lend", "--memory", "1M", "--json", "--", "sh", "-c", "echo begun; exec sleep 100"]);
     let lender = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let pid = lender.id().to_string();
+    let pid = Pid::from_raw(i32::try_from(lender.id()).unwrap());
     // Its own signals are watched soon after the command has begun.
     std::thread::sleep(Duration::from_millis(500));
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    kill(pid, Signal::SIGTERM).unwrap();
     let output = lender.wait_with_output().unwrap();
     let told: Value = serde_json::from_slice(&output.stderr).unwrap();
     assert!(told["ended"].as_str().unwrap().contains("signal: 15"), "{told}");

@@ -9,10 +9,10 @@ use serde::Serialize;
 use crate::figures;
 
 /// The account of one loan. Its JSON is a promise to programs: fields are added, not renamed.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Account {
-    /// `physical`, or the kind of pages.
-    pub backing: String,
+    /// What the frame numbers mean: `physical` or `synthetic`.
+    pub identity: String,
     /// What the command opens.
     pub path: String,
     /// Where the memory begins in it, in bytes: in /dev/mem the physical address.
@@ -84,8 +84,8 @@ impl fmt::Display for Account {
         let place = format!("{} at {:#x} of {}", figures::bytes(self.bytes), self.offset, self.path);
         writeln!(
             f,
-            "pageless: lent {place} ({}, from pfn {:#x}); the command ended with {}",
-            self.backing, self.pfn, self.ended
+            "pageless: lent {place} ({} frames, from pfn {:#x}); the command ended with {}",
+            self.identity, self.pfn, self.ended
         )?;
         let (frames, proven) = (figures::counted(self.frames, "frame"), figures::count(self.proven_frames));
         write!(f, "pageless: of {frames} {proven} proven unreachable and free; ")?;

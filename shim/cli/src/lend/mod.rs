@@ -8,7 +8,7 @@ mod account;
 mod args;
 pub mod borrower;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
@@ -20,6 +20,7 @@ use pageless_host::{HostBacking, HostMapping, HostMemory, SegmentHandle};
 use pageless_ledger::RedbLedger;
 use signal_hook::iterator::Signals;
 
+use crate::figures;
 pub use account::{Account, LostRun};
 pub use args::{LendArgs, LendUsage};
 use args::{LendSettings, Source, fill};
@@ -71,19 +72,13 @@ fn lend(settings: &LendSettings) -> anyhow::Result<Account> {
     let inherited = if path.is_none() { Some(inheritable(&segment)?) } else { None };
     let path = path.unwrap_or_else(|| inherited.as_ref().map_or_else(String::new, descriptor_path));
     let mut account = Account {
-        backing: pool.backing().identity().to_string(),
+        identity: pool.backing().identity().to_string(),
         path,
         offset: segment.offset(),
         bytes: ram.bytes(),
         pfn: first.get(),
         frames: ram.bytes() / FRAME_BYTES,
-        ended: String::new(),
-        code: None,
-        succeeded: false,
-        proven_frames: 0,
-        lost: Vec::new(),
-        bytes_checked: 0,
-        stale_bytes: 0,
+        ..Account::default()
     };
     drop(segment);
     let borrower = Arc::new(Borrower::default());
@@ -116,14 +111,10 @@ fn open(settings: &LendSettings) -> anyhow::Result<(Arc<dyn HostBacking>, Option
             // One segment: a command is lent one file.
             let segment = bytes.next_power_of_two().max(page.bytes());
             let memory = HostMemory::builder().bytes(bytes).page(page).segment_bytes(segment).build();
-            Ok((Arc::new(memory.with_context(|| format!("{} cannot be had", figures_of(bytes)))?), None))
+            Ok((Arc::new(memory.with_context(|| format!("{} of {page} pages cannot be had", figures::bytes(bytes)))?), None))
         }
         (Source::Pages(_), None) => bail!("neither a window nor a size was given"),
     }
-}
-
-fn figures_of(bytes: u64) -> String {
-    crate::figures::bytes(bytes)
 }
 
 /// One run, on 2 MiB where the size has whole ones: what maps it may then use larger leaves.
@@ -140,7 +131,6 @@ fn inheritable(segment: &SegmentHandle) -> anyhow::Result<OwnedFd> {
 }
 
 fn descriptor_path(fd: &OwnedFd) -> String {
-    use std::os::fd::AsRawFd;
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 

@@ -23,6 +23,7 @@ const DEV_MEM_NUMBER: (u64, u64) = (1, 1);
 #[must_use]
 pub struct WindowBuilder {
     source: Source,
+    part: Option<(u64, u64)>,
     node: Option<u32>,
     zeroing: Zeroing,
     root: PathBuf,
@@ -31,7 +32,7 @@ pub struct WindowBuilder {
 #[derive(Clone, Debug)]
 enum Source {
     DevMem { start: u64, bytes: u64 },
-    DevDax { device: PathBuf, part: Option<(u64, u64)> },
+    DevDax(PathBuf),
 }
 
 /// Where a window lies: in its device, and in physical memory.
@@ -53,19 +54,17 @@ impl WindowBuilder {
     }
 
     pub(super) fn devdax(device: PathBuf) -> Self {
-        Self::of(Source::DevDax { device, part: None })
+        Self::of(Source::DevDax(device))
     }
 
     fn of(source: Source) -> Self {
-        Self { source, node: None, zeroing: Zeroing::On, root: PathBuf::from("/") }
+        Self { source, part: None, node: None, zeroing: Zeroing::On, root: PathBuf::from("/") }
     }
 
-    /// Of a devdax device only `bytes` bytes from `offset` on; all of it unless told. Both are multiples of its alignment.
-    /// A window of /dev/mem is no more than a part already, and stays as it is.
+    /// Only `bytes` bytes from `offset` on, of a devdax device or of the range of /dev/mem; all of it unless told. On devdax
+    /// both are multiples of the device's alignment.
     pub fn part(mut self, offset: u64, bytes: u64) -> Self {
-        if let Source::DevDax { part, .. } = &mut self.source {
-            *part = Some((offset, bytes));
-        }
+        self.part = Some((offset, bytes));
         self
     }
 
@@ -132,24 +131,28 @@ impl WindowBuilder {
     }
 
     fn locate(&self) -> Result<Place, WindowError> {
-        match &self.source {
+        let mut place = match &self.source {
             &Source::DevMem { start, bytes } => {
                 let (kind, path) = (DeviceKind::DevMem, self.under(DEV_MEM));
                 self.check_device(kind, &path)?;
-                Ok(Place { kind, path, page: PageSize::Base4K, offset: start, start, bytes, node: 0 })
+                Place { kind, path, page: PageSize::Base4K, offset: start, start, bytes, node: 0 }
             }
-            Source::DevDax { device, part } => {
+            Source::DevDax(device) => {
                 let (kind, path) = (DeviceKind::DevDax, self.under(device));
                 self.check_device(kind, &path)?;
-                let facts = dax::look_up(&self.under("/sys/bus/dax/devices"), &path)?;
-                let (offset, bytes) = part.unwrap_or((0, facts.bytes));
-                if offset.checked_add(bytes).is_none_or(|end| end > facts.bytes) {
-                    return Err(WindowError::BeyondDevice { device: path, offset, bytes, size: facts.bytes });
-                }
-                let start = facts.start.saturating_add(offset);
-                Ok(Place { kind, path, page: facts.page, offset, start, bytes, node: facts.node })
+                let dax::DaxFacts { start, bytes, page, node } = dax::look_up(&self.under("/sys/bus/dax/devices"), &path)?;
+                Place { kind, path, page, offset: 0, start, bytes, node }
             }
+        };
+        if let Some((offset, bytes)) = self.part {
+            if offset.checked_add(bytes).is_none_or(|end| end > place.bytes) {
+                return Err(WindowError::BeyondDevice { device: place.path, offset, bytes, size: place.bytes });
+            }
+            place.offset = place.offset.saturating_add(offset);
+            place.start = place.start.saturating_add(offset);
+            place.bytes = bytes;
         }
+        Ok(place)
     }
 
     /// Refuses what only has the device's name. Under another root anything may stand for it.
@@ -230,4 +233,26 @@ fn no_device(kind: DeviceKind, device: PathBuf) -> WindowError {
 /// The physical addresses of frames.
 pub(super) fn addresses(frames: PfnRange) -> Range<u64> {
     frames.start().get() * FRAME_BYTES..frames.end().get() * FRAME_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_cannot_be_opened_says_what_it_takes() {
+        let told = |kind, errno: Errno| opening(kind, Path::new(DEV_MEM), &errno.into()).to_string();
+        for errno in [Errno::EACCES, Errno::EPERM] {
+            assert!(told(DeviceKind::DevMem, errno).contains("CAP_SYS_RAWIO"));
+            assert!(told(DeviceKind::DevDax, errno).contains("a group that the device was given to"));
+        }
+        for errno in [Errno::ENOENT, Errno::ENXIO] {
+            assert!(told(DeviceKind::DevMem, errno).contains("CONFIG_DEVMEM"));
+            assert!(told(DeviceKind::DevDax, errno).contains("ndctl"));
+        }
+        assert_eq!(
+            opening(DeviceKind::DevMem, Path::new(DEV_MEM), &Errno::EMFILE.into()),
+            WindowError::Os { step: "open", errno: Errno::EMFILE }
+        );
+    }
 }

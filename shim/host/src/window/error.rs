@@ -41,8 +41,8 @@ pub enum WindowError {
         /// How many bits a physical address has here.
         bits: u32,
     },
-    /// A part of a device that is not that long.
-    #[error("{bytes:#x} bytes from offset {offset:#x} end beyond {device}, which is {size:#x} bytes long")]
+    /// A part of a device, or of a range, that is not that long.
+    #[error("{bytes:#x} bytes from offset {offset:#x} end beyond the {size:#x} bytes of {device} that there are")]
     BeyondDevice {
         /// The device.
         device: PathBuf,
@@ -50,7 +50,7 @@ pub enum WindowError {
         offset: u64,
         /// The part's length in bytes.
         bytes: u64,
-        /// The device's length in bytes.
+        /// The length of the device or the range, in bytes.
         size: u64,
     },
     /// The device does not exist.
