@@ -63,7 +63,7 @@ impl HostMemoryBuilder {
     }
 
     /// The length of a segment in bytes: a power of two of at least one page. Unless told, the smallest from 2 MiB on that
-    /// makes at most 256 segments, or fewer where descriptors are scarce. With [`ProofMethod::Seal`] this is how much is proven, and lost, together.
+    /// makes at most 256 segments, or fewer where descriptors are scarce. With [`ProofMethod::Seal`] and [`ProofMethod::Revoke`] this is how much is proven, and lost, together.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = Some(bytes);
         self

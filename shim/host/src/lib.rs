@@ -8,6 +8,7 @@
 //! | `numa` | asking the kernel for pages of one node |
 //! | `backing` | [`HostBacking`], what every memory here is and yours can be: frames behind descriptors |
 //! | `segment` | one memfd and the frames behind it |
+//! | `revoke` | taking a segment away from everybody who maps it |
 //! | `keeper` | descriptors that outlive their memory, because a withdrawn page must stay shut (I12) |
 //! | `builder` | cutting memory into segments, and every limit that can be in the way |
 //! | `memory` | [`HostMemory`], the backing: commit, scrub, prove, keep shut |
@@ -64,6 +65,7 @@ mod page;
 pub mod pin;
 #[allow(unsafe_code)] // maps, unmaps and copies: the addresses are its own reservation
 mod region;
+mod revoke;
 mod segment;
 mod window;
 

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::page::HugePool;
 use crate::segment::{Refused, SegmentFile};
-use crate::{HostBacking, HostMemoryBuilder, LocalMappings, PageSize, SegmentHandle, keeper};
+use crate::{HostBacking, HostMemoryBuilder, LocalMappings, PageSize, SegmentHandle, keeper, revoke};
 
 /// When to ask again for a proof that a mapping or a pin prevented.
 const RETRY_AFTER: Duration = Duration::from_millis(300);
@@ -28,6 +28,15 @@ pub enum ProofMethod {
     /// Proven, and lost, by the segment.
     #[default]
     Seal,
+    /// The segment's memfd is truncated to nothing: whoever maps it, in any process, agreed or not, gets a SIGBUS at the next
+    /// touch, and can never get a page back into it; then fresh pages take its place. For memory that must come back from a
+    /// client that does not let go. Proven, and lost, by the segment.
+    ///
+    /// The price: a segment that can be truncated can be truncated by every holder of its descriptor. One client can so end
+    /// another's access, and a [`HostMapping`](crate::HostMapping) of this process gets the SIGBUS as anybody does, which its
+    /// copies do not survive. And it can give a withdrawn page back to the host while its mark stands. Hand such memory to
+    /// clients that are trusted that far, and to one client each.
+    Revoke,
     /// The memory has never left this process, so the mappings' own unmaps are the proof. Proven by the page.
     ProcessUnmap,
 }
@@ -159,6 +168,7 @@ impl HostMemory {
             }
             match self.inner.proof {
                 ProofMethod::Seal => self.prove_by_seal(slot, &mut state),
+                ProofMethod::Revoke => self.prove_by_revocation(slot, &mut state),
                 ProofMethod::ProcessUnmap => self.prove_by_unmap(&mut state, run),
             }
         })
@@ -195,13 +205,26 @@ impl HostMemory {
         }
     }
 
-    fn prove_by_unmap(&self, state: &mut SlotState, run: PfnRange) -> Result<(), Stuck> {
+    fn prove_by_revocation(&self, slot: &Slot, state: &mut SlotState) -> Result<(), Stuck> {
+        self.check_unmapped(slot.frames)?; // else the next copy of this process would be a SIGBUS
+        let Some(file) = &state.file else { return Ok(()) };
+        file.revoke().map_err(|refused| refused_stuck(refused, slot.frames))?;
+        *state = SlotState { withdrawn: std::mem::take(&mut state.withdrawn), ..SlotState::default() };
+        Ok(())
+    }
+
+    fn check_unmapped(&self, run: PfnRange) -> Result<(), Stuck> {
         let mapped = self.inner.mappings.translated(run);
-        if mapped > 0 {
-            let meaning = format!("{mapped} frames are still mapped by a HostMapping of this process");
-            let cause = Cause::new("unmap", Errno::EBUSY as u64, meaning);
-            return Err(Stuck { at: run, verdict: Verdict::Retry { after: RETRY_AFTER }, cause });
+        if mapped == 0 {
+            return Ok(());
         }
+        let meaning = format!("{mapped} frames are still mapped by a HostMapping of this process");
+        let cause = Cause::new("unmap", Errno::EBUSY as u64, meaning);
+        Err(Stuck { at: run, verdict: Verdict::Retry { after: RETRY_AFTER }, cause })
+    }
+
+    fn prove_by_unmap(&self, state: &mut SlotState, run: PfnRange) -> Result<(), Stuck> {
+        self.check_unmapped(run)?;
         let Some(file) = state.file.clone().filter(|_| self.inner.zeroing == Zeroing::On) else { return Ok(()) };
         // Punched rather than overwritten: whoever still holds a reference keeps the old page, and the next owner gets another.
         let refused = |refused| refused_stuck(refused, run);
@@ -226,9 +249,15 @@ impl HostMemory {
         let mut state = slot.state.lock();
         let short = |refused: Refused| Shortage { frames: run, reason: self.why_short(refused).into() };
         let file = match &state.file {
-            Some(file) => Arc::clone(file),
+            Some(file) => {
+                file.check_whole().map_err(short)?;
+                Arc::clone(file)
+            }
             None => {
-                let file = Arc::new(SegmentFile::create(slot.frames, self.inner.page, slot.node).map_err(short)?);
+                let file = Arc::new(
+                    SegmentFile::create(slot.frames, self.inner.page, slot.node, self.inner.proof == ProofMethod::Revoke)
+                        .map_err(short)?,
+                );
                 state.file = Some(Arc::clone(&file));
                 if !self.inner.page.is_huge() {
                     state.filled.insert(slot.frames);
@@ -327,6 +356,7 @@ impl Backing for HostMemory {
                     .into(),
                 granule_frames: largest,
             },
+            ProofMethod::Revoke => revoke::scope(largest),
             ProofMethod::ProcessUnmap => ProofScope {
                 method: "the memory never left this process: its own mappings' unmaps, looked at again; then the page is taken out of \
                          its file"
@@ -345,7 +375,7 @@ impl Backing for HostMemory {
 
     fn granule(&self, pfn: Pfn) -> PfnRange {
         match (self.inner.proof, self.slot(pfn)) {
-            (ProofMethod::Seal, Some(slot)) => slot.frames,
+            (ProofMethod::Seal | ProofMethod::Revoke, Some(slot)) => slot.frames,
             (ProofMethod::ProcessUnmap, Some(_)) => PfnRange::block(pfn, self.inner.page.order()),
             (_, None) => PfnRange::single(pfn),
         }
@@ -402,13 +432,17 @@ impl HostBacking for HostMemory {
     /// Takes huge pages that somebody punched out of the file since the commit anew: without one a touch would be a SIGBUS.
     /// Pages that are there are only looked up.
     fn populate(&self, frames: PfnRange) -> Result<(), Shortage> {
-        if !self.inner.page.is_huge() {
+        if !self.inner.page.is_huge() && self.inner.proof != ProofMethod::Revoke {
             return Ok(());
         }
         self.by_slot(frames, |slot, run| {
             let state = slot.state.lock();
             let Some(file) = &state.file else { return Ok(()) };
             let short = |refused| Shortage { frames: run, reason: self.why_short(refused).into() };
+            file.check_whole().map_err(short)?;
+            if !self.inner.page.is_huge() {
+                return Ok(());
+            }
             state.filled.clipped(run).try_for_each(|part| file.fill(part).map_err(short))
         })
     }

@@ -8,7 +8,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, ftruncate, lseek};
 use pageless::{FRAME_BYTES, Pfn, PfnRange};
 
-use crate::{PageSize, numa};
+use crate::{PageSize, numa, revoke};
 
 /// `MFD_NOEXEC_SEAL` (Linux 6.3, include/uapi/linux/memfd.h): the file can never be made executable.
 const MFD_NOEXEC_SEAL: MFdFlags = MFdFlags::from_bits_retain(8);
@@ -27,13 +27,15 @@ impl Refused {
 }
 
 /// The memfd of one segment. Its length never changes: it is sealed against growing and shrinking when it is made, so no
-/// copy of the descriptor can turn an access of this process into a SIGBUS by truncating it.
+/// copy of the descriptor can turn an access of this process into a SIGBUS by truncating it. Unless it is revocable: see
+/// [`revoke`].
 #[derive(Debug)]
 pub(crate) struct SegmentFile {
     fd: OwnedFd,
     frames: PfnRange,
     page: PageSize,
     node: Option<u32>,
+    revocable: bool,
 }
 
 impl AsFd for SegmentFile {
@@ -44,7 +46,7 @@ impl AsFd for SegmentFile {
 
 impl SegmentFile {
     /// An empty file as long as `frames`. No page is taken yet.
-    pub(crate) fn create(frames: PfnRange, page: PageSize, node: Option<u32>) -> Result<Self, Refused> {
+    pub(crate) fn create(frames: PfnRange, page: PageSize, node: Option<u32>, revocable: bool) -> Result<Self, Refused> {
         let name = format!("pageless:{frames}");
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | page.memfd_flags();
         let fd = match memfd_create(name.as_str(), flags | MFD_NOEXEC_SEAL) {
@@ -54,9 +56,9 @@ impl SegmentFile {
         .map_err(Refused::at("memfd_create"))?;
         let length = i64::try_from(frames.bytes()).map_err(|_| Refused { step: "ftruncate", errno: Errno::EFBIG })?;
         ftruncate(&fd, length).map_err(Refused::at("ftruncate"))?;
-        fcntl(&fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK))
-            .map_err(Refused::at("F_ADD_SEALS(F_SEAL_GROW|F_SEAL_SHRINK)"))?;
-        let file = Self { fd, frames, page, node };
+        let (seals, step) = revoke::seals(revocable);
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(Refused::at(step))?;
+        let file = Self { fd, frames, page, node, revocable };
         if let Some(node) = node
             && !page.is_huge()
         {
@@ -68,6 +70,11 @@ impl SegmentFile {
     /// The frames of the whole file.
     pub(crate) fn frames(&self) -> PfnRange {
         self.frames
+    }
+
+    /// Whether the file may be truncated.
+    pub(crate) fn is_revocable(&self) -> bool {
+        self.revocable
     }
 
     /// Where `pfn` lies in the file, in bytes.

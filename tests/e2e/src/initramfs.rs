@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 
-use crate::{Debian, Missing, Module, Package, Suite};
+use crate::{Debian, Missing, Module, Package, Suite, Tree};
 
 /// File type bits of a mode, cpio(5).
 const FOLDER: u32 = 0o040_000;
@@ -56,6 +56,20 @@ impl Initramfs {
             self.folder(folder)?;
         }
         self.entry(path, REGULAR | permissions, (0, 0), bytes)
+    }
+
+    /// Adds a program of this workspace as `/bin/NAME`, and what a Rust program is linked to: the C library out of `tree`,
+    /// which has to be of the release that built the program.
+    pub fn program(&mut self, name: &str, file: &str, tree: &Tree) -> Result<(), Missing> {
+        self.file(&format!("bin/{name}"), 0o755, &fs::read(file)?)?;
+        for library in ["ld-linux-x86-64.so.2", "libc.so.6", "libgcc_s.so.1"] {
+            let found = ["lib", "usr/lib"].iter().find_map(|lib| tree.file(&format!("{lib}/x86_64-linux-gnu/{library}")).ok());
+            let bytes = fs::read(found.ok_or_else(|| Missing::NoFile(library.to_owned()))?)?;
+            // Where the kernel looks for the linker, and the linker for the others.
+            let folder = if library.starts_with("ld-") { "lib64" } else { "lib/x86_64-linux-gnu" };
+            self.file(&format!("{folder}/{library}"), 0o755, &bytes)?;
+        }
+        Ok(())
     }
 
     /// Adds a symbolic link.

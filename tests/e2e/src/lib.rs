@@ -9,6 +9,7 @@
 //! | `initramfs` | what a kernel finds when it has booted |
 //! | `machine` | a running QEMU: its serial console, its end |
 //! | `qmp` | QEMU's control socket, with descriptors |
+//! | `pattern` | contents that say which page they belong to, for both sides |
 //!
 //! The suites are the integration tests of this crate, each behind a feature of its name, so that `cargo test --workspace`
 //! neither builds them nor fetches anything. `.cargo/config.toml` has a command for each: `cargo e2e-qemu`.
@@ -20,6 +21,7 @@ mod debian;
 mod initramfs;
 mod kernel;
 mod machine;
+mod pattern;
 mod qmp;
 mod sources;
 
@@ -28,6 +30,7 @@ pub use initramfs::Initramfs;
 pub use kernel::{Kernel, Module};
 pub use machine::{Console, Machine, MachineBuilder, Qemu, Trouble};
 pub use pageless_hugepages::skip;
+pub use pattern::{answer, pattern};
 pub use qmp::Qmp;
 
 /// What was found, or a line on standard error that says what is missing.

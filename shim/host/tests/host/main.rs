@@ -9,6 +9,7 @@ mod huge;
 mod limits;
 mod mapped;
 mod pooled;
+mod revoked;
 mod sealed;
 mod shut;
 mod window;
