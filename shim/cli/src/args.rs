@@ -7,10 +7,18 @@ use pageless::Order;
 
 use crate::figures::{self, SizeError};
 use crate::ledger::LedgerCommand;
+use crate::lend::LendArgs;
 use crate::paint::ColorChoice;
+use crate::window::WindowSpec;
 
 /// The least memory the tour takes: two guests with their bounce buffers, a pinned segment and room for pressure.
 pub const MIN_MEMORY: u64 = 1 << 30;
+
+/// The same for a physical window, which is set aside at boot and dear: less of everything, and nothing is pinned.
+pub const MIN_WINDOW: u64 = 512 << 20;
+
+/// The size of the pool unless somebody says otherwise.
+const USUAL_MEMORY: u64 = 8 << 30;
 
 /// The most memory the tour takes. Its address space is really mapped, once for each guest and once for the host, and a
 /// process on x86-64 has 128 TiB.
@@ -40,6 +48,13 @@ pub enum Command {
     /// invalidations fail; the tour shows what a VMM is told, that a frame without proof is never handed out again, and what
     /// one check costs beside a scan of reference counts. It needs no root and no huge pages.
     Tour(TourArgs),
+    /// Lends memory to a command, and takes it back with proof when the command has ended
+    ///
+    /// The memory is a range of a file: its path, offset and length are put into the arguments in the places {path}, {offset} and
+    /// {bytes}, and stand in PAGELESS_PATH, PAGELESS_OFFSET and PAGELESS_BYTES. When the command and all that it started has
+    /// ended, the memory is reclaimed, zeroed and read; the account is told on standard error. Exit code 1 when the command
+    /// failed or a frame was lost.
+    Lend(LendArgs),
     /// Looks at a pool's ledger while no pool has it open
     #[command(subcommand)]
     Ledger(LedgerCommand),
@@ -57,8 +72,9 @@ pub enum Command {
 #[derive(Args, Debug)]
 pub struct TourArgs {
     /// Size of the pool: bytes, or a number with K, M, G or T, all powers of two (G means GiB): 3G, 12 GiB, 4096M
-    #[arg(long, value_name = "SIZE", num_args = 1..=2, action = clap::ArgAction::Set, default_value = "8GiB", env = "PAGELESS_MEMORY")]
-    memory: Vec<String>,
+    /// [default: 8GiB, or the window]
+    #[arg(long, value_name = "SIZE", num_args = 1..=2, action = clap::ArgAction::Set, env = "PAGELESS_MEMORY")]
+    memory: Option<Vec<String>>,
     /// Seed of everything that is drawn: scattered conversions and injected failures
     #[arg(long, value_name = "N", default_value_t = 1, env = "PAGELESS_SEED")]
     seed: u64,
@@ -74,6 +90,10 @@ pub struct TourArgs {
     /// The memory to use; auto takes huge pages where enough are reserved
     #[arg(long, value_enum, value_name = "KIND", default_value_t)]
     backing: BackingChoice,
+    /// The physical window to use: a device that shows memory set aside at boot, with offset and length, such as
+    /// /dev/mem@0x40000000+512M, or /dev/dax0.0
+    #[arg(long, value_name = "DEVICE[@OFFSET+LENGTH]")]
+    window: Option<WindowSpec>,
     /// Do not zero memory between owners: shows that the tour would notice
     #[arg(long)]
     without_zeroing: bool,
@@ -93,6 +113,8 @@ pub enum BackingChoice {
     /// Huge pages of 1 GiB.
     #[value(name = "hugetlb-1g")]
     Hugetlb1g,
+    /// Physical memory outside the kernel's page map, given by --window.
+    Physical,
 }
 
 /// Where the page goes.
@@ -127,8 +149,8 @@ pub enum Zeroing {
 /// The arguments of `pageless tour`, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TourSettings {
-    /// Size of the pool in bytes: whole 2 MiB blocks, from [`MIN_MEMORY`] to [`MAX_MEMORY`].
-    pub memory: u64,
+    /// Size of the pool in bytes: whole 2 MiB blocks, from [`MIN_MEMORY`] to [`MAX_MEMORY`]. Nothing where the window says it.
+    pub memory: Option<u64>,
     /// Seed of everything that is drawn.
     pub seed: u64,
     /// How the tour speaks.
@@ -137,6 +159,8 @@ pub struct TourSettings {
     pub html: HtmlTarget,
     /// Which memory to use.
     pub backing: BackingChoice,
+    /// Which physical window; only with [`BackingChoice::Physical`], and always then.
+    pub window: Option<WindowSpec>,
     /// Whether memory is zeroed between owners.
     pub zeroing: Zeroing,
 }
@@ -159,6 +183,31 @@ pub enum UsageError {
         /// What was written.
         text: String,
     },
+    /// A physical window without its place.
+    #[error(
+        "--backing physical needs --window, such as --window /dev/mem@0x40000000+512M for memory set aside with memmap=512M$1G"
+    )]
+    NoWindow,
+    /// A physical window, and other memory.
+    #[error("--window is for --backing physical, and --backing {} was asked for", .backing.to_possible_value().map_or_else(String::new, |name| name.get_name().to_owned()))]
+    WindowForOther {
+        /// The memory asked for.
+        backing: BackingChoice,
+    },
+    /// A size beside a window.
+    #[error(
+        "--window {window} is the pool, so --memory (or PAGELESS_MEMORY) has nothing to say; leave it out, or give a shorter window"
+    )]
+    WindowHasSize {
+        /// The window.
+        window: String,
+    },
+    /// Too small a window for the story.
+    #[error("--window {window} is too small: the tour needs at least {min} for two guests and some pressure", min = figures::bytes(MIN_WINDOW))]
+    WindowTooSmall {
+        /// The window.
+        window: String,
+    },
     /// Not whole 2 MiB blocks.
     #[error("--memory {text} is not a whole number of 2 MiB blocks; the next smaller one is {below}M")]
     Uneven {
@@ -177,14 +226,37 @@ impl TourArgs {
             (None, true) => HtmlTarget::Off,
             (None, false) => HtmlTarget::Usual(PathBuf::from(DEFAULT_HTML)),
         };
+        let (memory, backing, window) = self.ground()?;
         Ok(TourSettings {
-            memory: pool_size(&self.memory.join(" "))?,
+            memory,
             seed: self.seed,
             voice: if self.json { Voice::Json } else { Voice::Prose },
             html,
-            backing: self.backing,
+            backing,
+            window,
             zeroing: if self.without_zeroing { Zeroing::Off } else { Zeroing::On },
         })
+    }
+}
+
+impl TourArgs {
+    /// The memory: its size unless a window has it, its kind, and the window.
+    fn ground(&self) -> Result<(Option<u64>, BackingChoice, Option<WindowSpec>), UsageError> {
+        let memory = self.memory.as_ref().map(|words| pool_size(&words.join(" "))).transpose()?;
+        match (&self.window, self.backing) {
+            (None, BackingChoice::Physical) => Err(UsageError::NoWindow),
+            (None, backing) => Ok((Some(memory.unwrap_or(USUAL_MEMORY)), backing, None)),
+            (Some(window), BackingChoice::Auto | BackingChoice::Physical) if memory.is_some() => {
+                Err(UsageError::WindowHasSize { window: window.to_string() })
+            }
+            (Some(window), BackingChoice::Auto | BackingChoice::Physical) => {
+                if window.bytes().is_some_and(|bytes| bytes < MIN_WINDOW) {
+                    return Err(UsageError::WindowTooSmall { window: window.to_string() });
+                }
+                Ok((None, BackingChoice::Physical, Some(window.clone())))
+            }
+            (Some(_), backing) => Err(UsageError::WindowForOther { backing }),
+        }
     }
 }
 
@@ -222,11 +294,11 @@ mod tests {
 
     #[test]
     fn a_size_may_be_one_word_or_two() {
-        assert_eq!(settings(&["--memory", "12", "GiB", "--json"]).unwrap().memory, 12 << 30);
-        assert_eq!(settings(&["--memory", "12 GiB"]).unwrap().memory, 12 << 30);
-        assert_eq!(settings(&["--memory=12GiB"]).unwrap().memory, 12 << 30);
+        assert_eq!(settings(&["--memory", "12", "GiB", "--json"]).unwrap().memory, Some(12 << 30));
+        assert_eq!(settings(&["--memory", "12 GiB"]).unwrap().memory, Some(12 << 30));
+        assert_eq!(settings(&["--memory=12GiB"]).unwrap().memory, Some(12 << 30));
         assert_eq!(settings(&["--memory", "3G", "--seed", "7"]).unwrap().seed, 7);
-        assert_eq!(settings(&[]).unwrap().memory, 8 << 30);
+        assert_eq!(settings(&[]).unwrap().memory, Some(8 << 30));
     }
 
     #[test]
@@ -240,6 +312,20 @@ mod tests {
             "--memory 1073741825 is not a whole number of 2 MiB blocks; the next smaller one is 1024M"
         );
         assert!(settings(&["--memory", "1G"]).is_ok() && settings(&["--memory", "16T"]).is_ok());
+    }
+
+    #[test]
+    fn a_window_is_the_pool_and_stands_alone() {
+        let window = "/dev/mem@0x40000000+512M";
+        let physical = settings(&["--backing", "physical", "--window", window]).unwrap();
+        assert_eq!((physical.memory, physical.window.clone()), (None, window.parse().ok()));
+        assert_eq!(settings(&["--window", window]).unwrap(), physical);
+        assert_eq!(settings(&["--backing", "physical"]), Err(UsageError::NoWindow));
+        let told = |words: &[&str]| settings(words).unwrap_err().to_string();
+        assert!(told(&["--window", window, "--backing", "hugetlb-2m"]).contains("--backing hugetlb-2m was asked for"));
+        assert!(told(&["--window", window, "--memory", "1G"]).contains("leave it out"));
+        assert!(told(&["--window", "/dev/mem@0x40000000+256M"]).contains("at least 512 MiB"));
+        assert!(Cli::try_parse_from(["pageless", "tour", "--window", "banana"]).is_err());
     }
 
     #[test]

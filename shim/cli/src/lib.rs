@@ -10,6 +10,7 @@ pub mod deliver;
 pub mod figures;
 pub mod html;
 pub mod ledger;
+pub mod lend;
 pub mod map;
 pub mod narrate;
 pub mod paint;
@@ -17,6 +18,7 @@ pub mod refcount;
 pub mod report;
 mod story;
 pub mod tour;
+pub mod window;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -25,7 +27,7 @@ use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Command, TourSettings, UsageError};
+use args::{Cli, Command, TourSettings};
 use narrate::Narrator;
 use paint::Paint;
 
@@ -45,6 +47,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let arguments = match &cli.command {
         Command::Ledger(command) => return ledger::perform(command),
+        Command::Lend(arguments) => return lend::perform(arguments).unwrap_or_else(|error| complain(&usage("lend", &error))),
         Command::TourWorker { file, frames } => {
             let done = story::killed::work(file, frames);
             return ExitCode::from(if done.is_ok() { DONE } else { REFUSED });
@@ -52,7 +55,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Tour(arguments) => arguments,
     };
     let code = match arguments.settings() {
-        Err(error) => return complain(&usage(&error)),
+        Err(error) => return complain(&usage("tour", &error)),
         Ok(settings) => match perform_and_deliver(&settings, cli.color.for_stdout()) {
             Ok(true) => DONE,
             Ok(false) => REFUSED,
@@ -74,12 +77,12 @@ fn perform_and_deliver(settings: &TourSettings, paint: Paint) -> anyhow::Result<
     Ok(report.holds())
 }
 
-/// The error in the form that clap gives its own, with the usage of the tour.
-fn usage(error: &UsageError) -> clap::Error {
+/// The error in the form that clap gives its own, with the usage of this subcommand.
+fn usage(subcommand: &str, error: &impl std::fmt::Display) -> clap::Error {
     let mut command = Cli::command();
     command.build();
-    match command.find_subcommand_mut("tour") {
-        Some(tour) => tour.error(ErrorKind::ValueValidation, error),
+    match command.find_subcommand_mut(subcommand) {
+        Some(command) => command.error(ErrorKind::ValueValidation, error),
         None => command.error(ErrorKind::ValueValidation, error),
     }
 }

@@ -13,10 +13,14 @@ pub struct TourReport {
     pub version: String,
     /// Release of the running kernel.
     pub kernel: String,
-    /// The memory that was used: `memfd`, `hugetlb-2m`, `hugetlb-1g`.
+    /// The memory that was used: `memfd`, `hugetlb-2m`, `hugetlb-1g`, `physical`.
     pub backing: String,
     /// Why that one.
     pub backing_reason: String,
+    /// The physical window, as it is written on the command line; only with `physical`.
+    pub window: Option<String>,
+    /// Whether the kernel keeps a `struct page` for each of the frames: everywhere but in /dev/mem.
+    pub kernel_has_struct_pages: bool,
     /// What the frame numbers mean, and what a proof covers on this memory.
     pub proof: ProofNote,
     /// Size of the pool.
@@ -226,6 +230,15 @@ impl TourReport {
         self.reassigned_withdrawn_frames == 0 && self.stale_bytes_seen == 0 && self.lost_after_crash == 0
     }
 
+    /// How the same memory is asked for again on the command line.
+    #[must_use]
+    pub fn ground_arguments(&self) -> String {
+        self.window.as_ref().map_or_else(
+            || format!("--memory {} --backing {}", self.pool_bytes, self.backing),
+            |window| format!("--backing {} --window {window}", self.backing),
+        )
+    }
+
     /// The verdict in one sentence.
     #[must_use]
     pub fn headline(&self) -> String {
@@ -292,10 +305,14 @@ impl TourReport {
                 figures::ratio(slow, fast)
             ),
             format!(
-                "pageless keeps {} about the pool, where struct page takes {}. On {} the kernel keeps its own besides.",
+                "pageless keeps {} about the pool, where struct page takes {}. {}",
                 figures::bytes(self.metadata_bytes),
                 figures::bytes(self.struct_page_bytes),
-                self.backing
+                if self.kernel_has_struct_pages {
+                    format!("On {} the kernel keeps its own besides.", self.backing)
+                } else {
+                    "Of this memory the kernel keeps none.".to_owned()
+                }
             ),
         ]
     }

@@ -12,7 +12,8 @@ use pageless_cli::paint::Paint;
 use std::path::PathBuf;
 
 fn settings(html: HtmlTarget) -> TourSettings {
-    TourSettings { memory: 8 << 30, seed: 1, voice: Voice::Prose, html, backing: BackingChoice::Auto, zeroing: Zeroing::On }
+    let (memory, backing, zeroing) = (Some(8 << 30), BackingChoice::Auto, Zeroing::On);
+    TourSettings { memory, seed: 1, voice: Voice::Prose, html, backing, window: None, zeroing }
 }
 
 fn scratch(name: &str) -> PathBuf {

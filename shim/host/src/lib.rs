@@ -18,13 +18,15 @@
 //! | `memory` | [`HostMemory`], the backing: commit, scrub, prove, keep shut |
 //! | `guest_memfd` | [`GuestMemfd`], the memory of one KVM virtual machine, with a private and a shared side |
 //! | `file` | [`FileMemory`], a plain file on any filesystem |
+//! | `window` | [`PhysicalWindow`], memory outside the kernel's page map, where frame numbers are physical |
 //! | `region` | reserved addresses, really mapped and unmapped; copies that cannot fault |
 //! | `mapping` | [`HostMapping`], this process's page tables as a mapping |
 //! | `witness` | [`SealWitness`], a mapping that looks for pins before shared memory becomes private |
 //! | `pin` | real kernel pins, to show what a proof sees |
 //!
 //! On memfd and hugetlb the kernel chooses the physical pages, so frame numbers are *synthetic*: a frame is an offset in a
-//! segment's file. `unsafe` is fenced into `region`, `numa` and `guest_memfd::kvm`.
+//! segment's file. In a physical window they are physical. `unsafe` is fenced into `region`, `numa`, `guest_memfd::kvm` and
+//! `window::wipe`.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -81,6 +83,7 @@ mod revoke;
 mod segment;
 mod stuck;
 mod transparent;
+mod window;
 mod witness;
 
 pub use backing::{HostBacking, LocalMappings, SegmentHandle};
@@ -93,4 +96,5 @@ pub use mapping::{HostMapping, Vacant};
 pub use memory::{HostMemory, ProofMethod, Zeroing};
 pub use page::{PageAvailability, PageSize, probe};
 pub use progress::Progress;
+pub use window::{PhysicalWindow, WindowBuilder, WindowError};
 pub use witness::SealWitness;

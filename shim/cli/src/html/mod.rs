@@ -94,9 +94,8 @@ fn small_print(report: &TourReport, html: &mut String) {
     let zeroing = if report.zeroing { "" } else { " --without-zeroing" };
     let _ = write!(
         html,
-        "<dt>again</dt><dd><code>pageless tour --memory {} --backing {} --seed {}{zeroing}</code></dd>\n</dl>\n</footer>\n",
-        report.pool_bytes,
-        esc(&report.backing),
+        "<dt>again</dt><dd><code>pageless tour {} --seed {}{zeroing}</code></dd>\n</dl>\n</footer>\n",
+        esc(&report.ground_arguments()),
         report.seed
     );
 }

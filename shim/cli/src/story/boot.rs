@@ -1,8 +1,7 @@
 //! The memory, the two guests, and their boot: what every confidential guest does before its first log line.
 
 use anyhow::bail;
-use pageless::{FRAME_BYTES, PfnRange};
-use pageless_host::HostBacking;
+use pageless::{FRAME_BYTES, Identity, PfnRange};
 
 use super::guest::Guest;
 use super::{Story, ground};
@@ -21,15 +20,18 @@ pub(super) const STAGE: u64 = 16 << 20;
 
 /// What the pool is made of.
 pub(super) fn memory(story: &mut Story<'_>) {
-    let (memory, ground) = (story.settings.memory, &story.ground);
-    let proof = story.pool.backing().proof();
+    let (memory, ground) = (story.ground.bytes, &story.ground);
+    let (identity, proof) = (story.pool.backing().identity(), story.pool.backing().proof());
+    let numbers = match identity {
+        Identity::Physical => "those of the host's own frames. Nothing is written before it is allocated.",
+        Identity::Synthetic if ground.memory.page().is_huge() => {
+            "offsets in files whose pages the kernel chooses. No page is taken before it is allocated."
+        }
+        Identity::Synthetic => "offsets in files whose pages the kernel chooses. No page is taken before it is touched.",
+    };
     let lines = [
         format!("The pool has {} of {}: {}.", figures::bytes(memory), ground.name, ground.reason),
-        format!(
-            "Its frame numbers are {}: offsets in files whose pages the kernel chooses. No page is taken before it is {}.",
-            story.pool.backing().identity(),
-            if ground.memory.page().is_huge() { "allocated" } else { "touched" }
-        ),
+        format!("Its frame numbers are {identity}: {numbers}"),
         format!(
             "Proof that released memory is out of everybody's reach: {}. It is made for {} at a time.",
             proof.method,
@@ -37,7 +39,8 @@ pub(super) fn memory(story: &mut Story<'_>) {
         ),
     ];
     let available = ground::available();
-    let scarce = (!ground.memory.page().is_huge() && available > 0 && available < memory).then(|| {
+    let from_host = identity == Identity::Synthetic && !ground.memory.page().is_huge();
+    let scarce = (from_host && available > 0 && available < memory).then(|| {
         format!("This host has {} available, less than the pool; the tour touches a small part.", figures::bytes(available))
     });
     story.tell.chapter("The memory");
@@ -46,7 +49,7 @@ pub(super) fn memory(story: &mut Story<'_>) {
 
 /// Two guests get memory.
 pub(super) fn arrive(story: &mut Story<'_>) -> anyhow::Result<(Guest, Guest)> {
-    let memory = story.settings.memory;
+    let memory = story.ground.bytes;
     let unit = (story.pool.backing().proof().granule_frames * FRAME_BYTES).max(story.ground.memory.page().bytes()).max(2 << 20);
     let share = |eighths: u64| (memory / 8 * eighths / unit * unit).max(unit);
     story.tell.chapter("Two guests get memory");

@@ -2,6 +2,7 @@
 
 use anyhow::bail;
 use pageless::PfnRange;
+use pageless_host::pin::KernelPin;
 
 use super::guest::Guest;
 use super::pin::Pinned;
@@ -10,16 +11,12 @@ use super::{Story, amount, place};
 
 /// Lets the pin go, and asks about everything again.
 pub(super) fn tell(story: &mut Story<'_>, guest: &Guest, pinned: Pinned, broken: &Broken) -> anyhow::Result<()> {
-    story.tell.chapter("The pin drains: proof brings back what it can");
-    let bytes = pinned.pin.drain()?;
-    let same = bytes == pinned.pattern;
-    story.tell.line(format!(
-        "The pipe is read. It held {} bytes, {} what vm-b wrote: all that time the page was nobody else's.",
-        bytes.len(),
-        if same { "exactly" } else { "but not" }
-    ));
-    if !same {
-        bail!("a pinned page changed under the pin: somebody else had it, which is a bug of pageless");
+    story.tell.chapter(match pinned.pin {
+        Some(_) => "The pin drains: proof brings back what it can",
+        None => "Proof brings back what it can",
+    });
+    if let Some(pin) = pinned.pin {
+        drain(story, pin, &pinned.pattern)?;
     }
     if let Some(segment) = pinned.segment {
         let freed = story.pool.retry(segment).freed;
@@ -43,6 +40,28 @@ pub(super) fn tell(story: &mut Story<'_>, guest: &Guest, pinned: Pinned, broken:
         place(busy),
         if recovered.overlaps(busy) { "its" } else { "no" }
     ));
+    Ok(())
+}
+
+/// Reads what the pin has kept. On a window it is the frame itself, which has been zeroed meanwhile.
+fn drain(story: &mut Story<'_>, pin: KernelPin, pattern: &[u8]) -> anyhow::Result<()> {
+    let bytes = pin.drain()?;
+    let same = bytes == pattern;
+    if story.ground.window.is_some() {
+        let what = if same { "what vm-b wrote" } else { "what was written since" };
+        story
+            .tell
+            .line(format!("The pipe is read. It held {} bytes, {what}: a pin reads the frame, whoever has it.", bytes.len()));
+        return Ok(());
+    }
+    story.tell.line(format!(
+        "The pipe is read. It held {} bytes, {} what vm-b wrote: all that time the page was nobody else's.",
+        bytes.len(),
+        if same { "exactly" } else { "but not" }
+    ));
+    if !same {
+        bail!("a pinned page changed under the pin: somebody else had it, which is a bug of pageless");
+    }
     Ok(())
 }
 

@@ -1,17 +1,26 @@
 //! The memory that the tour stands on: which, and why.
 
-use anyhow::{Context, bail};
-use pageless_host::{HostError, HostMemory, PageAvailability, PageSize, ProofMethod, Zeroing as HostZeroing, probe};
+use std::sync::Arc;
 
-use crate::args::{BackingChoice, TourSettings, Zeroing};
+use anyhow::{Context, bail};
+use pageless_host::{HostBacking, HostError, HostMemory, PageAvailability, PageSize, ProofMethod, Zeroing as HostZeroing, probe};
+
+use crate::args::{BackingChoice, MIN_WINDOW, TourSettings, Zeroing};
 use crate::figures;
+use crate::window::WindowSpec;
 
 /// The memory, its name on the command line, and why it was taken.
 #[derive(Debug)]
 pub(crate) struct Ground {
-    pub(crate) memory: HostMemory,
+    pub(crate) memory: Arc<dyn HostBacking>,
+    /// Its length in bytes.
+    pub(crate) bytes: u64,
     pub(crate) name: &'static str,
     pub(crate) reason: String,
+    /// The window on the command line, where it is one.
+    pub(crate) window: Option<String>,
+    /// Whether the kernel keeps a `struct page` for each frame.
+    pub(crate) has_struct_pages: bool,
 }
 
 /// Segments at most: each costs a descriptor, and a seal proves, and loses, a whole one.
@@ -21,11 +30,14 @@ const PAGES: u64 = 3;
 
 /// Chooses the memory, lays it out, and takes none of it yet.
 pub(crate) fn choose(settings: &TourSettings) -> anyhow::Result<Ground> {
-    let memory = settings.memory;
+    if let Some(window) = &settings.window {
+        return physical(window, settings.zeroing);
+    }
+    let Some(memory) = settings.memory else { bail!("neither a window nor a size was given") };
     let asked = |page: PageSize| (page, format!("--backing {} asked for it", name(page)));
     let (page, reason) = match settings.backing {
         BackingChoice::Auto => automatic(memory, &probe()),
-        BackingChoice::Memfd => asked(PageSize::Base4K),
+        BackingChoice::Memfd | BackingChoice::Physical => asked(PageSize::Base4K),
         BackingChoice::Hugetlb2m => asked(PageSize::Huge2M),
         BackingChoice::Hugetlb1g => asked(PageSize::Huge1G),
     };
@@ -37,9 +49,31 @@ pub(crate) fn choose(settings: &TourSettings) -> anyhow::Result<Ground> {
             figures::bytes((memory / page.bytes()).max(PAGES) * page.bytes()).replace(' ', "")
         );
     }
-    let memory =
-        lay_out(settings, page).with_context(|| format!("{} of {} cannot be had", figures::bytes(memory), name(page)))?;
-    Ok(Ground { memory, name: name(page), reason })
+    let laid_out = lay_out(settings, memory, page);
+    let laid_out = laid_out.with_context(|| format!("{} of {} cannot be had", figures::bytes(memory), name(page)))?;
+    Ok(Ground { memory: Arc::new(laid_out), bytes: memory, name: name(page), reason, window: None, has_struct_pages: true })
+}
+
+/// Opens the window: nothing is written before it is allocated.
+fn physical(spec: &WindowSpec, zeroing: Zeroing) -> anyhow::Result<Ground> {
+    let zeroing = if zeroing == Zeroing::On { HostZeroing::On } else { HostZeroing::Off };
+    let window = spec.builder().zeroing(zeroing).build().with_context(|| format!("the window {spec} cannot be had"))?;
+    let (bytes, page) = (window.frames().bytes(), window.page());
+    if bytes < MIN_WINDOW || !fits(bytes, page.max(PageSize::Huge2M)) {
+        bail!(
+            "the window {spec} has {}; the tour needs {} or more, in whole blocks of 2 MiB, and at least {PAGES} pages of {page}",
+            figures::bytes(bytes),
+            figures::bytes(MIN_WINDOW)
+        );
+    }
+    Ok(Ground {
+        bytes,
+        name: "physical",
+        reason: format!("--window {spec} asked for it"),
+        window: Some(spec.to_string()),
+        has_struct_pages: window.has_struct_pages(),
+        memory: Arc::new(window),
+    })
 }
 
 /// The largest huge pages of which enough are free, else ordinary memory; and why not the others.
@@ -73,14 +107,14 @@ const fn name(page: PageSize) -> &'static str {
     }
 }
 
-fn lay_out(settings: &TourSettings, page: PageSize) -> Result<HostMemory, HostError> {
+fn lay_out(settings: &TourSettings, bytes: u64, page: PageSize) -> Result<HostMemory, HostError> {
     let (proof, zeroing) = match settings.zeroing {
         Zeroing::On => (ProofMethod::Seal, HostZeroing::On),
         // A seal replaces the pages, and fresh ones are empty: only memory that keeps its pages can show stale bytes.
         Zeroing::Off => (ProofMethod::ProcessUnmap, HostZeroing::Off),
     };
-    let builder = HostMemory::builder().bytes(settings.memory).page(page).proof(proof).zeroing(zeroing);
-    match builder.clone().segment_bytes(segment(settings.memory, page)).build() {
+    let builder = HostMemory::builder().bytes(bytes).page(page).proof(proof).zeroing(zeroing);
+    match builder.clone().segment_bytes(segment(bytes, page)).build() {
         Err(HostError::DescriptorLimit { .. }) => builder.build(),
         result => result,
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use pageless::{Allocation, FRAME_BYTES, Order, Pfn, PfnRange, Pool, Request};
-use pageless_host::{HostBacking, HostMapping, HostMemory, PageSize};
+use pageless_host::{HostBacking, HostMapping, PageSize};
 
 use super::view::View;
 
@@ -29,7 +29,7 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// Allocates memory, and attaches both views. Nothing is mapped yet.
-    pub(crate) fn arrive(pool: &Pool, memory: &HostMemory, name: &'static str, bytes: u64) -> anyhow::Result<Self> {
+    pub(crate) fn arrive(pool: &Pool, memory: &Arc<dyn HostBacking>, name: &'static str, bytes: u64) -> anyhow::Result<Self> {
         let order = [Order::GIB1, Order::MIB2].into_iter().find(|order| bytes.is_multiple_of(order.bytes()));
         let request = Request::bytes(bytes).order(order.unwrap_or(Order::BASE)).owner(name);
         let ram = pool.allocate(request).with_context(|| format!("{name} did not get its memory"))?;
@@ -37,7 +37,7 @@ impl Guest {
     }
 
     /// The guest that has `ram`.
-    pub(crate) fn with(memory: &HostMemory, name: &'static str, ram: Allocation) -> anyhow::Result<Self> {
+    pub(crate) fn with(memory: &Arc<dyn HostBacking>, name: &'static str, ram: Allocation) -> anyhow::Result<Self> {
         let page = memory.page();
         let view = || -> anyhow::Result<Arc<View>> {
             let mapping = HostMapping::of(memory, &ram).with_context(|| format!("no addresses for {name}"))?;

@@ -1,7 +1,10 @@
-//! A guest goes, and one of its pages is really still in use: the kernel itself refuses the proof.
+//! A guest goes, and one of its pages is really still in use: the kernel itself refuses the proof. On memory without
+//! struct pages it refuses the pin instead.
 
 use anyhow::{Context, bail};
+use nix::errno::Errno;
 use pageless::{FRAME_BYTES, Lost, PfnRange, Reclaimed, Request, WaitingFor};
+use pageless_host::MapError;
 use pageless_host::pin::KernelPin;
 
 use super::guest::{FRAME, Guest};
@@ -12,7 +15,8 @@ use crate::figures;
 
 /// What is left of a guest after its reclaim.
 pub(super) struct Pinned {
-    pub(super) pin: KernelPin,
+    /// Nothing where memory cannot be pinned.
+    pub(super) pin: Option<KernelPin>,
     /// What the guest wrote to the pinned page.
     pub(super) pattern: [u8; FRAME],
     /// What the kernel refused to prove; nothing where the proof does not look for pins.
@@ -23,21 +27,21 @@ pub(super) struct Pinned {
 
 /// Pins a page of the guest, breaks another, and reclaims its memory.
 pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Pinned> {
-    story.tell.chapter("A guest goes, but a page of it is really pinned");
+    story.tell.chapter(if story.ground.has_struct_pages {
+        "A guest goes, but a page of it is really pinned"
+    } else {
+        "A guest goes, and no page of it can be pinned"
+    });
     let (pinned, failed) = two_places(story, &guest)?;
     guest.write(pinned)?;
     story.written.insert(PfnRange::single(guest.frame(pinned)?));
-    let pin = KernelPin::vmsplice(&guest.ept.mapping, pinned, FRAME).context("a page could not be pinned")?;
+    let pin = try_to_pin(story, &guest, pinned)?;
     let failed = failed.map(|offset| guest.frame(offset)).transpose()?.map(PfnRange::single);
-    let also =
-        failed.map_or_else(String::new, |frame: PfnRange| format!(" And the removal of {} will fail for good.", place(frame)));
+    let also = failed.map_or_else(String::new, |frame: PfnRange| format!("The removal of {} will fail for good.", place(frame)));
     failed.iter().for_each(|frame| guest.ept.break_at(frame.start(), Fault::EntryStateIncorrect));
-    story.tell.line(format!(
-        "A pipe holds one page of vm-b by reference (vmsplice, as a device or io_uring would): {}.{also} Now vm-b gives up its {}: \
-         released, which is not free.",
-        guest.frame(pinned)?,
-        figures::bytes(guest.ram.bytes()),
-    ));
+    story
+        .tell
+        .line(format!("{also} Now vm-b gives up its {}: released, which is not free.", figures::bytes(guest.ram.bytes())).trim());
     story.note_guest(&guest);
     let pattern = guest.pattern();
     drop((guest.ept, guest.host));
@@ -50,15 +54,44 @@ pub(super) fn tell(story: &mut Story<'_>, guest: Guest) -> anyhow::Result<Pinned
     story.tell.line(format!("reclaim() proved and freed {freed} of its {all} frames."));
     describe(&reclaimed.lost).iter().for_each(|line| story.tell.line(line));
     tell_waiting(story, &reclaimed);
-    let segment = refused_by_kernel(story, &reclaimed)?;
+    let segment = if pin.is_some() { refused_by_kernel(story, &reclaimed)? } else { None };
     ask_for_everything(story)?;
-    story.snapshot(
-        "while the pin holds",
-        "vm-b is gone. What was proven unreachable is free; the pinned segment is quarantined as a whole, because the kernel does not say \
-         which page of it is pinned."
-            .into(),
-    )?;
+    let (moment, caption) = match (&pin, segment) {
+        (Some(_), Some(_)) => (
+            "while the pin holds",
+            "vm-b is gone. What was proven unreachable is free; the pinned segment is quarantined as a whole, because the kernel does not \
+             say which page of it is pinned.",
+        ),
+        (Some(_), None) => {
+            ("while the pin holds", "vm-b is gone. What was proven unreachable is free; the proof did not look for pins.")
+        }
+        (None, _) => ("after vm-b", "vm-b is gone. What was proven unreachable is free: every frame but the one that failed."),
+    };
+    story.snapshot(moment, caption.to_owned())?;
     Ok(Pinned { pin, pattern, segment, failed })
+}
+
+/// Pins a page by `vmsplice`. Memory that the kernel keeps no `struct page` for cannot be: then the attempt is told.
+fn try_to_pin(story: &mut Story<'_>, guest: &Guest, offset: u64) -> anyhow::Result<Option<KernelPin>> {
+    let frame = guest.frame(offset)?;
+    match KernelPin::vmsplice(&guest.ept.mapping, offset, FRAME) {
+        Ok(pin) => {
+            story
+                .tell
+                .line(format!("A pipe holds one page of vm-b by reference (vmsplice, as a device or io_uring would): {frame}."));
+            Ok(Some(pin))
+        }
+        Err(MapError::Os { step, errno }) if errno == Errno::EFAULT && !story.ground.has_struct_pages => {
+            let said = format!("{step} of {frame}: {errno}");
+            story.outcome("a page of vm-b shall be held by reference", said, errno as i32, "nothing: no reference, no pin");
+            story.tell.line(
+                "The kernel keeps no struct page for this memory (VM_PFNMAP), so it can take no reference to a page of it: not for a \
+                 pipe, not for io_uring, not for a device. What is unmapped here is out of this process's reach.",
+            );
+            Ok(None)
+        }
+        Err(other) => Err(other).context("a page could not be pinned"),
+    }
 }
 
 /// Two offsets in different proof granules, where the guest has two.
@@ -121,7 +154,11 @@ fn refused_by_kernel(story: &mut Story<'_>, reclaimed: &Reclaimed) -> anyhow::Re
     if sealed && segment.is_none() {
         bail!("a page is pinned, and the kernel sealed its segment all the same: this kernel's seals prove nothing");
     }
-    if !sealed {
+    if !sealed && story.ground.window.is_some() {
+        story
+            .tell
+            .line("This memory has struct pages and no file that could be sealed: its proof does not see pins, and says so.");
+    } else if !sealed {
         story.tell.line("This proof does not look for pins, so nothing is quarantined for it: one more thing that --without-zeroing gives up.");
     }
     Ok(segment)

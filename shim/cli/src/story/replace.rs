@@ -2,7 +2,6 @@
 
 use anyhow::Context;
 use pageless::{FRAME_BYTES, PfnRange};
-use pageless_host::HostBacking;
 
 use super::Story;
 use super::guest::Guest;

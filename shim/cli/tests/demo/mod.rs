@@ -167,6 +167,8 @@ pub(crate) fn report() -> TourReport {
         kernel: own("6.18.0"),
         backing: own("memfd"),
         backing_reason: own("no huge pages are reserved on this host"),
+        window: None,
+        kernel_has_struct_pages: true,
         proof: ProofNote {
             identity: own("synthetic"),
             method: own("F_ADD_SEALS(F_SEAL_WRITE) on the segment's memfd"),

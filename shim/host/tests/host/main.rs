@@ -18,6 +18,7 @@ mod sealed;
 mod shut;
 mod transparent;
 mod vanished;
+mod window;
 mod zeroed_once;
 
 use std::ops::Deref;
