@@ -10,11 +10,11 @@ use parking_lot::Mutex;
 
 use crate::{MIB, memory};
 
-/// Unmaps at most so many bytes, with or without a reason.
+/// Cannot unmap the byte at one I/O address, and says why, or does not.
 #[derive(Default)]
 struct Table {
     mapped: Mutex<Vec<(u64, u64)>>,
-    unmaps_at_most: Mutex<Option<u64>>,
+    sticks_at: Option<u64>,
     says_why: Option<Verdict>,
     exaggerates: bool,
 }
@@ -25,8 +25,8 @@ impl Iommu for Table {
         Ok(())
     }
 
-    fn unmap(&self, _: u64, bytes: u64) -> Result<u64, IommuFault> {
-        let gone = self.unmaps_at_most.lock().map_or(bytes, |most| most.min(bytes));
+    fn unmap(&self, iova: u64, bytes: u64) -> Result<u64, IommuFault> {
+        let gone = self.sticks_at.and_then(|at| at.checked_sub(iova)).map_or(bytes, |before| before.min(bytes));
         let gone = if self.exaggerates { bytes + FRAME_BYTES } else { gone };
         match &self.says_why {
             Some(verdict) if gone < bytes => {
@@ -67,23 +67,19 @@ fn what_is_mapped_is_unmapped_where_the_guest_has_it_and_no_more() {
 }
 
 #[test]
-fn a_table_that_stops_is_stuck_at_exactly_that_frame() {
-    for (verdict, retry) in [(Some(Verdict::Never), false), (Some(Verdict::Retry { after: Duration::ZERO }), true), (None, true)]
+fn a_table_that_stops_is_stuck_at_exactly_that_frame_and_is_asked_about_the_rest() {
+    for (says_why, lasts) in
+        [(Some(Verdict::Never), true), (Some(Verdict::Retry { after: Duration::ZERO }), false), (None, false)]
     {
-        // Two frames and a half go each time it is asked.
-        let table = Table { says_why: verdict, unmaps_at_most: Mutex::new(Some(2 * FRAME_BYTES + 2048)), ..Table::default() };
-        let (pool, memory, ram, mapping) = device(table);
-        map(&ram, &mapping, &memory, 0..3 * FRAME_BYTES);
-        let Err(Convert::Torn { done, lost }) = ram.share(0..3 * FRAME_BYTES) else { panic!("not torn") };
-        if retry {
-            // Asked again for the third frame alone, it goes: nothing says that it cannot.
-            assert!(done.frames() >= 2);
-        } else {
-            assert_eq!((done.frames(), lost.len()), (2, 1));
-            assert_eq!(lost[0].frames(), memory.frames().sub(2, 1).unwrap());
-            assert_eq!((lost[0].cause().status, lost[0].retry_after()), (0x10, None));
-        }
-        drop((ram, pool));
+        let (status, silent) = (if says_why.is_some() { 0x10 } else { 2048 }, says_why.is_none());
+        let sticks_at = Some((1 << 32) + 2 * FRAME_BYTES + 2048);
+        let (_pool, memory, ram, mapping) = device(Table { says_why, sticks_at, ..Table::default() });
+        map(&ram, &mapping, &memory, 0..5 * FRAME_BYTES);
+        let Err(Convert::Torn { done, lost }) = ram.share(0..5 * FRAME_BYTES) else { panic!("not torn") };
+        let third = memory.frames().sub(2, 1).unwrap();
+        assert_eq!((done.frames(), lost.len(), lost[0].frames()), (4, 1, third));
+        assert_eq!((lost[0].cause().status, lost[0].retry_after().is_none()), (status, lasts), "{}", lost[0]);
+        assert_eq!(mapping.mapped(), RunSet::from(third), "silent: {silent}");
     }
 }
 
