@@ -18,6 +18,7 @@ mod sealed;
 mod shut;
 mod transparent;
 mod vanished;
+mod witness;
 mod zeroed_once;
 
 use std::ops::Deref;
