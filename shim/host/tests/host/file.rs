@@ -30,6 +30,10 @@ fn lives(memory: &FileMemory) {
     map(&guest, frames).unwrap();
     assert_eq!([0, half - 1, half, 2 * half - 1].map(|at| byte_at(&guest, at)), [7, 7, 0, 0]);
     write_all(&guest);
+    let committed = memory.capacity().committed;
+    guest.ram.unshare(half..2 * half).unwrap();
+    guest.ram.share(half..2 * half).unwrap();
+    assert_eq!(memory.capacity().committed, committed, "what is zeroed for sharing keeps its space");
     drop(guest);
     assert_eq!(pool.reclaim().freed.runs(), [frames]);
     assert!(is_zero(&owner(&pool, memory)));
