@@ -127,6 +127,10 @@ fn space_that_others_take_away_is_an_error_at_the_next_mapping() {
         write_all(&guest); // the length came back with the space
         assert_eq!(other.metadata().unwrap().len(), MIB);
     }
+}
+
+#[test]
+fn a_file_that_others_cut_where_space_cannot_be_asked_for_is_an_error_and_keeps_what_it_holds() {
     with_mount("file cut on ramfs", "ramfs", "mode=0700", |folder| {
         let path = folder.join("memory");
         let memory = memory(&path, MIB);
