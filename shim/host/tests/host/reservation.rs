@@ -1,8 +1,12 @@
-//! Huge pages for the length of a test: reserved as root, and given back even when the test panics.
+//! Settings of the host for the length of a test: huge pages reserved as root, and given back also when the test panics or
+//! its process is killed.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -11,9 +15,37 @@ use pageless_host::{PageSize, probe};
 /// Tests of this process that use huge pages run one after another.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// A setting that was changed. A process of its own writes the old value back when this is dropped, or when the process that
+/// has it ends in whatever way: it waits for the end of a pipe. Until then it holds the lock that other processes wait for.
+struct Changed(Child);
+
+impl Changed {
+    const RESTORE: &str = r#"trap '' HUP INT TERM; read -r _; printf %s "$2" >"$1""#;
+
+    fn to(file: &Path, old: &str, new: &str, lock: Option<&Flock<File>>) -> io::Result<Self> {
+        let mut setting = File::options().write(true).open(file)?;
+        let lock = lock.and_then(|lock| lock.try_clone().ok()).map_or_else(Stdio::null, Stdio::from);
+        let arguments = ["-c", Self::RESTORE, "restore"];
+        let restoring =
+            Command::new("sh").args(arguments).arg(file).arg(old).stdin(Stdio::piped()).stdout(lock).process_group(0).spawn()?;
+        let this = Self(restoring);
+        setting.write_all(new.as_bytes())?;
+        Ok(this)
+    }
+}
+
+impl Drop for Changed {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        if !self.0.wait().is_ok_and(|status| status.success()) {
+            let _ = io::stderr().write_all(b"\na setting of this host could not be restored\n");
+        }
+    }
+}
+
 /// Pages that this test may use. Restores the old count when dropped.
 pub(crate) struct Reservation {
-    restore: Option<(PageSize, String)>,
+    _changed: Option<Changed>,
     _other_processes: Option<Flock<File>>,
     _other_tests: MutexGuard<'static, ()>,
 }
@@ -28,10 +60,9 @@ impl Reservation {
     /// Makes sure that `pages` pages are free, as root by reserving more. Says why not, and answers nothing, where it cannot.
     pub(crate) fn take(test: &str, page: PageSize, pages: u64) -> Option<Self> {
         let other_tests = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let other_processes = lock_file();
-        let mut this = Self { restore: None, _other_processes: other_processes, _other_tests: other_tests };
+        let lock = lock_file();
         if available(page) >= pages {
-            return Some(this);
+            return Some(Self { _changed: None, _other_processes: lock, _other_tests: other_tests });
         }
         let why = why_not(page);
         let file = page.reservation_file()?;
@@ -39,33 +70,25 @@ impl Reservation {
             skip(test, &why);
             return None;
         };
-        if let Err(error) = fs::write(&file, (old + pages - available(page)).to_string()) {
-            skip(test, &format!("{why}; and cannot be reserved here: {error}"));
-            return None;
-        }
-        this.restore = Some((page, old.to_string()));
+        let new = old + pages - available(page);
+        let changed = match Changed::to(&file, &old.to_string(), &new.to_string(), lock.as_ref()) {
+            Ok(changed) => changed,
+            Err(error) => {
+                skip(test, &format!("{why}; and cannot be reserved here: {error}"));
+                return None;
+            }
+        };
         if available(page) < pages {
             skip(test, &format!("{pages} pages of {page} cannot be reserved: memory is short or fragmented"));
             return None;
         }
-        Some(this)
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if let Some((page, old)) = self.restore.take()
-            && let Some(file) = page.reservation_file()
-            && let Err(error) = fs::write(&file, &old)
-        {
-            let _ = writeln!(std::io::stderr().lock(), "could not restore {}: {error}", file.display());
-        }
+        Some(Self { _changed: Some(changed), _other_processes: lock, _other_tests: other_tests })
     }
 }
 
 /// A setting of which ordinary memfds get large folios. Restores the old one when dropped.
 pub(crate) struct LargeFolios {
-    restore: String,
+    _changed: Changed,
     _other_processes: Option<Flock<File>>,
     _other_tests: MutexGuard<'static, ()>,
 }
@@ -80,25 +103,19 @@ impl LargeFolios {
 
     /// The same with another word of the setting.
     pub(crate) fn set(test: &str, word: &str) -> Option<Self> {
-        let _other_tests = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let _other_processes = lock_file();
+        let other_tests = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let lock = lock_file();
         let setting = fs::read_to_string(Self::SETTING).unwrap_or_default();
         let Some(restore) = setting.split(['[', ']']).nth(1).map(str::to_owned) else {
             skip(test, "this kernel has no shmem_enabled");
             return None;
         };
-        if let Err(error) = fs::write(Self::SETTING, word) {
-            skip(test, &format!("{} cannot be set here: {error}", Self::SETTING));
-            return None;
-        }
-        Some(Self { restore, _other_processes, _other_tests })
-    }
-}
-
-impl Drop for LargeFolios {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(Self::SETTING, &self.restore) {
-            let _ = std::io::stderr().write_all(format!("could not restore {}: {error}\n", Self::SETTING).as_bytes());
+        match Changed::to(Path::new(Self::SETTING), &restore, word, lock.as_ref()) {
+            Ok(changed) => Some(Self { _changed: changed, _other_processes: lock, _other_tests: other_tests }),
+            Err(error) => {
+                skip(test, &format!("{} cannot be set here: {error}", Self::SETTING));
+                None
+            }
         }
     }
 }
