@@ -5,7 +5,7 @@
 
 use std::fs;
 
-/// Under which the kernel keeps them.
+/// Where the kernel keeps both.
 const SETTINGS: &str = "/sys/kernel/mm/transparent_hugepage";
 
 /// Why memory that asks for transparent huge pages gets none: the setting that forbids them and its value. Nothing where they
@@ -15,21 +15,34 @@ pub(crate) fn forbidden() -> Option<String> {
     let ours = format!("{SETTINGS}/hugepages-2048kB/shmem_enabled");
     let chosen = |file: &str| fs::read_to_string(file).ok().and_then(|text| chosen(&text).map(str::to_owned));
     let Some(of_all) = chosen(&all) else { return Some(format!("there is no {all}")) };
-    let of_2m = chosen(&ours).filter(|value| value != "inherit");
-    let (file, value) = match (of_all.as_str(), of_2m) {
-        ("deny" | "force", _) | (_, None) => (all, of_all),
-        (_, Some(value)) => (ours, value),
+    let refusing = match refusal(&of_all, chosen(&ours).as_deref())? {
+        Level::All => format!("{all} is {of_all}"),
+        Level::Of2M => format!("{ours} is never"),
     };
-    (!given_on_request(&value)).then(|| format!("{file} is {value}"))
+    Some(format!("{refusing}; as root, write advise to it"))
+}
+
+/// Which of the two settings refuses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Level {
+    All,
+    Of2M,
+}
+
+/// Who refuses memory that asks, given the chosen words; the second is missing on older kernels.
+fn refusal(of_all: &str, of_2m: Option<&str>) -> Option<Level> {
+    match (of_all, of_2m) {
+        ("force", _) => None,
+        ("deny", _) => Some(Level::All),
+        (_, Some("never")) => Some(Level::Of2M),
+        ("always" | "within_size" | "advise", _) | (_, Some("always" | "within_size" | "advise")) => None,
+        _ => Some(Level::All),
+    }
 }
 
 /// The kernel puts the chosen one of its words in brackets.
 fn chosen(text: &str) -> Option<&str> {
     text.split(['[', ']']).nth(1)
-}
-
-fn given_on_request(value: &str) -> bool {
-    matches!(value, "always" | "within_size" | "advise" | "force")
 }
 
 #[cfg(test)]
@@ -43,8 +56,14 @@ mod tests {
     }
 
     #[test]
-    fn only_never_and_deny_refuse_memory_that_asks() {
-        let refused = ["always", "within_size", "advise", "never", "deny", "force"].map(|word| !given_on_request(word));
-        assert_eq!(refused, [false, false, false, true, true, false]);
+    fn deny_and_force_have_the_last_word_and_never_may_be_overruled_by_size() {
+        let inherit = Some("inherit");
+        let words = ["always", "within_size", "advise", "never", "deny", "force"];
+        let refused = [None, None, None, Some(Level::All), Some(Level::All), None];
+        assert_eq!(words.map(|word| refusal(word, None)), refused, "before Linux 6.11");
+        assert_eq!(words.map(|word| refusal(word, inherit)), refused);
+        let never = Some(Level::Of2M);
+        assert_eq!(words.map(|word| refusal(word, Some("never"))), [never, never, never, never, Some(Level::All), None]);
+        assert_eq!(words.map(|word| refusal(word, Some("advise"))), [None, None, None, None, Some(Level::All), None]);
     }
 }

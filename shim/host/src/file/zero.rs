@@ -34,12 +34,19 @@ pub(super) fn discard(file: &File, offset: u64, bytes: u64) -> Result<Space, Ref
     Ok(Space::Reserved)
 }
 
-/// Zeroes the range and keeps its space where the filesystem can do that. `page` is that of the file.
+/// Zeroes the range and keeps its space where the filesystem can do that; where it can only punch, space is taken again at
+/// once, if there still is some. `page` is that of the file.
 pub(super) fn clear(file: &File, offset: u64, bytes: u64, page: PageSize) -> Result<Space, Refused> {
     if page.is_huge() {
         return holes::zero_huge(file, offset, bytes, page.bytes()).map(|()| Space::Kept);
     }
-    if supported(holes::zero_range(file, offset, bytes))? { Ok(Space::Reserved) } else { discard(file, offset, bytes) }
+    if supported(holes::zero_range(file, offset, bytes))? {
+        return Ok(Space::Reserved);
+    }
+    match discard(file, offset, bytes)? {
+        Space::GivenBack if reserve(file, offset, bytes) == Ok(true) => Ok(Space::Reserved),
+        space => Ok(space),
+    }
 }
 
 /// Makes sure that the filesystem has space for the range, so that touching it cannot fault for lack of any; what the range

@@ -30,6 +30,10 @@ fn lives(memory: &FileMemory) {
     map(&guest, frames).unwrap();
     assert_eq!([0, half - 1, half, 2 * half - 1].map(|at| byte_at(&guest, at)), [7, 7, 0, 0]);
     write_all(&guest);
+    let committed = memory.capacity().committed;
+    guest.ram.unshare(half..2 * half).unwrap();
+    guest.ram.share(half..2 * half).unwrap();
+    assert_eq!(memory.capacity().committed, committed, "what is zeroed for sharing keeps its space");
     drop(guest);
     assert_eq!(pool.reclaim().freed.runs(), [frames]);
     assert!(is_zero(&owner(&pool, memory)));
@@ -123,6 +127,10 @@ fn space_that_others_take_away_is_an_error_at_the_next_mapping() {
         write_all(&guest); // the length came back with the space
         assert_eq!(other.metadata().unwrap().len(), MIB);
     }
+}
+
+#[test]
+fn a_file_that_others_cut_where_space_cannot_be_asked_for_is_an_error_and_keeps_what_it_holds() {
     with_mount("file cut on ramfs", "ramfs", "mode=0700", |folder| {
         let path = folder.join("memory");
         let memory = memory(&path, MIB);

@@ -19,6 +19,7 @@ mod shut;
 mod transparent;
 mod vanished;
 mod window;
+mod witness;
 mod zeroed_once;
 
 use std::ops::Deref;

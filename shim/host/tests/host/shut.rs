@@ -30,13 +30,21 @@ fn a_segment_with_a_withdrawn_frame_is_not_replaced_until_the_mark_is_lifted() {
 fn a_withdrawn_page_is_neither_scrubbed_nor_punched() {
     let memory = builder(ProofMethod::ProcessUnmap).bytes(4 << 20).build().unwrap();
     let mapping = map_all(&memory);
-    mapping.write(600 * FRAME_BYTES, &[7]).unwrap();
+    let write = || [595, 600, 605].iter().for_each(|frame| mapping.write(frame * FRAME_BYTES, &[7]).unwrap());
+    let read = || [595, 600, 605].map(|frame| byte_at(&mapping, frame * FRAME_BYTES));
     let marked = part(&memory, 600, 1);
     memory.keep_shut(marked);
     assert_eq!(memory.withdrawn().runs(), [marked]);
+    // A stuck run says that what lies before it is done, and that what lies behind is not touched.
+    write();
     assert_eq!(memory.zero(part(&memory, 590, 20)).unwrap_err().at, marked);
+    assert_eq!(read(), [0, 7, 7]);
+    write();
     mapping.unmap(memory.frames()).unwrap();
     assert_eq!(memory.prove_granules(part(&memory, 590, 20)).unwrap_err().at, marked);
+    crate::map(&mapping, memory.frames()).unwrap();
+    assert_eq!(read(), [0, 7, 7]);
+    mapping.unmap(memory.frames()).unwrap();
     // Its neighbours lose nothing: the granule is one frame.
     memory.prove_granules(part(&memory, 590, 10)).unwrap();
     memory.prove_granules(part(&memory, 601, 10)).unwrap();

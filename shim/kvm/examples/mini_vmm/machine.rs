@@ -11,7 +11,7 @@ use pageless_kvm::{Answer, Guest, GuestRam, HYPERCALL_MAP_GPA_RANGE, Handled, Re
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::payload::{self, Asks};
+use super::payload::{self, Asks};
 
 /// Where the programs lie: in block 0, which stays shared, as firmware does. One page for each.
 const CODE: u64 = 0x1000;

@@ -35,7 +35,7 @@ use payload::Asks;
 
 /// A small VMM on pageless.
 #[derive(Parser)]
-struct Args {
+pub(crate) struct Args {
     /// Only this backing; all of them unless told.
     #[arg(long)]
     backing: Option<Ground>,
@@ -62,31 +62,42 @@ fn main() -> Result<()> {
             return Ok(());
         }
     }
+    let mut failed = 0;
+    for (ground, outcome) in outcomes(&args) {
+        match outcome {
+            Ok(Outcome::AsItMust) => println!("{ground}: all as it must be"),
+            Ok(Outcome::Skipped(why)) => println!("skipped: {ground}: {why}"),
+            Err(error) => {
+                println!("FAILED: {ground}: {error:#}");
+                failed += 1;
+            }
+        }
+    }
+    if failed > 0 { bail!("{failed} backings failed") } else { Ok(()) }
+}
+
+/// What became of the guest on one backing.
+pub(crate) enum Outcome {
+    AsItMust,
+    Skipped(String),
+}
+
+/// Runs the guest on every backing that was asked for, one after another.
+pub(crate) fn outcomes(args: &Args) -> impl Iterator<Item = (Ground, Result<Outcome>)> + '_ {
     let grounds = match (args.protected, args.backing) {
         (true, _) => vec![Ground::GuestMemfd],
         (false, Some(one)) => vec![one],
         (false, None) => Ground::ALL.to_vec(),
     };
-    let mut failed = 0;
-    for ground in grounds {
-        let name = clap::ValueEnum::to_possible_value(&ground).map_or_else(String::new, |value| value.get_name().to_owned());
-        let setting = match prepare(ground, &args) {
-            Ok(setting) => setting,
-            Err(why) => {
-                println!("skipped: {name}: {why:#}");
-                continue;
-            }
-        };
-        match play(ground, &args) {
-            Ok(()) => println!("{name}: all as it must be"),
-            Err(error) => {
-                println!("FAILED: {name}: {error:#}");
-                failed += 1;
-            }
-        }
-        drop(setting);
+    grounds.into_iter().map(|ground| (ground, run(ground, args)))
+}
+
+/// Runs the guest on one backing, if this host has it.
+fn run(ground: Ground, args: &Args) -> Result<Outcome> {
+    match prepare(ground, args) {
+        Ok(_setting) => play(ground, args).map(|()| Outcome::AsItMust),
+        Err(why) => Ok(Outcome::Skipped(format!("{why:#}"))),
     }
-    if failed > 0 { bail!("{failed} backings failed") } else { Ok(()) }
 }
 
 fn plan(ground: Ground, args: &Args) -> Plan {

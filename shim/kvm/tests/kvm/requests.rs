@@ -1,0 +1,102 @@
+//! What a guest asks, carried out on a whole guest: hostile arguments, conversions that tear, waiting.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use pageless::{Cause, Convert, FRAME_BYTES, Mapping, Operation, Pfn, PfnRange, Refusal, Shareability, Stuck, Verdict};
+use pageless_kvm::{Answer, HOST, STAGE2};
+use proptest::prelude::*;
+
+use crate::fake::FakeVm;
+use crate::{MIB, World};
+
+/// Never gives up these frames.
+struct Clings(PfnRange);
+
+impl Mapping for Clings {
+    fn prepare(&self, _: &Operation) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn invalidate(&self, op: &Operation, frames: PfnRange) -> Result<(), Stuck> {
+        let at = frames.intersect(self.0).filter(|_| op.intent != pageless::Intent::Reclaim);
+        at.map_or(Ok(()), |at| Err(Stuck { at, verdict: Verdict::Never, cause: Cause::new("TEST", 1, "clings") }))
+    }
+}
+
+#[test]
+fn the_mappings_are_asked_in_the_order_device_guest_host_last() {
+    let nothing = || Arc::new(Clings(PfnRange::single(Pfn::new(1 << 30)))) as Arc<dyn Mapping>;
+    let world = World::with(FakeVm::with_slots(4), MIB, [("iommu".into(), nothing())], [("pins".into(), nothing())]);
+    let names: Vec<_> = world.guest.ram().mappings().iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["iommu", STAGE2, HOST, "pins"]);
+    world.end();
+}
+
+#[test]
+fn what_a_torn_conversion_did_convert_is_mapped_and_the_rest_is_not() {
+    let clings: Arc<dyn Mapping> = Arc::new(Clings(PfnRange::from_len(Pfn::new(3), 2).unwrap()));
+    let world = World::with(FakeVm::with_slots(4), MIB, [], [("device".into(), clings)]);
+    world.guest.map(0..MIB).unwrap();
+    let (answer, outcome) = world.guest.map_gpa_range(0, 8, 0);
+    assert_eq!(answer, Answer::Error(Errno::EIO));
+    let Some(Err(Convert::Torn { done, lost })) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((done.frames(), lost[0].frames().frames()), (6, 2));
+    let mapped = |mapping: &pageless_host::HostMapping, frame: u64| mapping.is_mapped(Pfn::new(frame));
+    for frame in 0..8 {
+        let sound = !(3..5).contains(&frame);
+        assert_eq!(mapped(world.guest.host(), frame), sound, "frame {frame} for the host");
+        assert_eq!(mapped(world.guest.stage2().view(), frame), sound, "frame {frame} for the guest");
+    }
+    let touched = world.guest.fault(3 * FRAME_BYTES).unwrap_err();
+    assert!(touched.refused().is_some() && !touched.is_transient(), "{touched}");
+    // Asked again, the guest is told the same and nothing changes.
+    assert_eq!(world.guest.map_gpa_range(0, 8, 0).0, Answer::Error(Errno::EIO));
+    assert_eq!(world.guest.map_gpa_range(0, 3, 0).0, Answer::Done { changed: false });
+}
+
+#[test]
+fn a_touch_waits_while_its_frames_convert_and_is_told_when_it_takes_too_long() {
+    let world = World::on(FakeVm::with_slots(4), MIB);
+    let guest = world.guest.patience(Duration::from_millis(50));
+    let guard = guest.ram().map_guard(STAGE2, 0..FRAME_BYTES).unwrap();
+    let began = Instant::now();
+    let (answer, outcome) = guest.map_gpa_range(0, 1, 0);
+    assert!(matches!(answer, Answer::Again { .. }), "{outcome:?}: the guard is never dropped");
+    assert!(began.elapsed() >= Duration::from_millis(50), "it waited");
+    drop(guard);
+    assert_eq!(guest.map_gpa_range(0, 1, 0).0, Answer::Done { changed: true });
+    let hold = guest.ram().hold(0..FRAME_BYTES, "vfio").unwrap();
+    assert_eq!(guest.map_gpa_range(0, 1, 16).0, Answer::Error(Errno::EBUSY));
+    drop(hold);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Whatever a guest names, either all of it is memory and converts, or it is told EINVAL and nothing has changed.
+    #[test]
+    fn hostile_requests_change_nothing(asked in prop::collection::vec((0_u64..600, 0_u64..600, 0_u64..40, any::<[bool; 3]>(), any::<[u64; 3]>()), 1..12)) {
+        let world = World::on(FakeVm::with_slots(4), 2 * MIB);
+        let states = || (0..512).map(|frame| world.guest.ram().shareability(frame * FRAME_BYTES).unwrap()).collect::<Vec<_>>();
+        for (page, pages, attributes, wild, numbers) in asked {
+            let pick = |wild, number, tame| if wild { number } else { tame };
+            let gpa = pick(wild[0] && page % 4 == 0, numbers[0], page * FRAME_BYTES);
+            let (pages, attributes) = (pick(wild[1] && page % 4 == 1, numbers[1], pages), pick(wild[2] && page % 4 == 2, numbers[2], attributes));
+            let before = states();
+            let (answer, _) = world.guest.map_gpa_range(gpa, pages, attributes);
+            let memory = gpa % FRAME_BYTES == 0 && pages > 0 && gpa / FRAME_BYTES < 512 && pages <= 512 - gpa / FRAME_BYTES;
+            if memory && attributes & !0b1_0011 == 0 && attributes & 3 < 3 {
+                let want = if attributes & 16 == 0 { Shareability::Shared } else { Shareability::Private };
+                let done = matches!(answer, Answer::Done { .. });
+                prop_assert!(done, "{answer:?}");
+                let first = usize::try_from(gpa / FRAME_BYTES).unwrap();
+                prop_assert!(states()[first..first + usize::try_from(pages).unwrap()].iter().all(|have| *have == want));
+            } else {
+                prop_assert_eq!(answer, Answer::Error(Errno::EINVAL));
+                prop_assert_eq!(states(), before);
+            }
+        }
+        world.end();
+    }
+}
