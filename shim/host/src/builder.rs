@@ -154,16 +154,16 @@ impl HostMemoryBuilder {
     fn check_transparent(&self, segment: u64) -> Result<(), HostError> {
         let huge = PageSize::Huge2M;
         let (base, unit) = (self.first(), huge.order().frames());
-        let why =
-            if self.page.is_huge() { Some(format!("the pages are of {} already", self.page)) } else { transparent::forbidden() };
-        match why {
-            Some(why) => Err(HostError::NoTransparentHugePages { why }),
-            None if segment < huge.bytes() => Err(HostError::SegmentSize { bytes: segment, page: huge }),
-            None if !base.is_aligned(huge.order()) => {
-                Err(HostError::Unaligned { what: "base", value: base.get(), unit, unit_name: "frames", page: huge })
-            }
-            None => Ok(()),
+        if self.page.is_huge() {
+            return Err(HostError::NoTransparentHugePages { why: format!("the pages are of {} already", self.page) });
         }
+        if segment < huge.bytes() {
+            return Err(HostError::SegmentSize { bytes: segment, page: huge });
+        }
+        if !base.is_aligned(huge.order()) {
+            return Err(HostError::Unaligned { what: "base", value: base.get(), unit, unit_name: "frames", page: huge });
+        }
+        transparent::forbidden().map_or(Ok(()), |why| Err(HostError::NoTransparentHugePages { why }))
     }
 
     fn first(&self) -> Pfn {

@@ -72,10 +72,10 @@ pub enum HostError {
         /// Why.
         why: String,
     },
-    /// The kernel gives no transparent huge pages to memory that asks for them.
-    #[error("no transparent huge pages: {why}; as root, write advise to the setting, or do without")]
+    /// The kernel gives no transparent huge pages to memory that asks for them, or the pages are huge anyway.
+    #[error("no transparent huge pages: {why}")]
     NoTransparentHugePages {
-        /// Which setting is in the way, and its value.
+        /// Which setting is in the way, its value, and what to do about it.
         why: String,
     },
     /// More segments than the process may have open files.

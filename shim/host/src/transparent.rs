@@ -15,11 +15,11 @@ pub(crate) fn forbidden() -> Option<String> {
     let ours = format!("{SETTINGS}/hugepages-2048kB/shmem_enabled");
     let chosen = |file: &str| fs::read_to_string(file).ok().and_then(|text| chosen(&text).map(str::to_owned));
     let Some(of_all) = chosen(&all) else { return Some(format!("there is no {all}")) };
-    match refusal(&of_all, chosen(&ours).as_deref()) {
-        None => None,
-        Some(Level::All) => Some(format!("{all} is {of_all}")),
-        Some(Level::Of2M) => Some(format!("{ours} is never")),
-    }
+    let refusing = match refusal(&of_all, chosen(&ours).as_deref())? {
+        Level::All => format!("{all} is {of_all}"),
+        Level::Of2M => format!("{ours} is never"),
+    };
+    Some(format!("{refusing}; as root, write advise to it"))
 }
 
 /// Which of the two settings refuses.

@@ -222,7 +222,14 @@ fn wrong_descriptors_and_sizes_are_named() {
     assert_eq!(build(0), HostError::Empty);
     assert!(matches!(build(4097), HostError::Unaligned { what: "bytes", value: 4097, unit: 4096, .. }));
     assert_eq!(build(4096), HostError::NotAVm { step: "KVM_CHECK_EXTENSION", errno: Errno::ENOTTY });
-    let Ok(kvm) = Kvm::new() else { return skip("wrong descriptors", "there is no /dev/kvm") };
+}
+
+#[test]
+fn the_descriptor_of_kvm_itself_is_no_vms() {
+    let kvm = match Kvm::new() {
+        Ok(kvm) => kvm,
+        Err(error) => return skip("guest_memfd of /dev/kvm", &format!("it cannot be opened: {error}")),
+    };
     // SAFETY: the descriptor is open while `kvm` lives.
     let system = unsafe { BorrowedFd::borrow_raw(kvm.as_raw_fd()) };
     let refused = GuestMemfd::builder().bytes(4096).build(system).unwrap_err();
