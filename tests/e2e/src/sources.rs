@@ -22,6 +22,7 @@ pub(crate) fn codename() -> Result<String, Missing> {
 
 /// Writes everything that apt needs into `folder` and answers the file for `APT_CONFIG`.
 pub(crate) fn configure(folder: &Path, codename: &str) -> Result<PathBuf, Missing> {
+    let _ = fs::remove_dir_all(folder.join("etc")); // sources that the system no longer has
     for part in ["etc/sources.list.d", "etc/preferences.d", "state/lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(folder.join(part))?;
     }

@@ -6,8 +6,9 @@
 //! until then.
 //!
 //! Borrowers share: each adds its own pages to the pool and takes as many away, so that any number of them, nested or in
-//! other processes, ends with the count that was there before. Where pages cannot be added, for lack of root, those that
-//! are free serve one borrower at a time.
+//! other processes, ends with the count that was there before. (Somebody who writes down a count meanwhile and writes it back
+//! later brings back what was borrowed then.) Where pages cannot be added, for lack of root, those that are free serve one
+//! borrower at a time, and a thread that borrows twice waits for itself.
 //!
 //! ```no_run
 //! use pageless_hugepages::{Borrowed, HUGE_2M};

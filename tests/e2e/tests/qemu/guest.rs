@@ -112,18 +112,15 @@ impl Guest {
         Self { machine }
     }
 
-    /// Has the guest's shell obey a line. Answers what it printed last before it was done, if it succeeded.
+    /// Has the guest's shell obey a line, which must succeed.
     pub(crate) fn run(&mut self, line: &str) {
-        self.machine.console().send(line).unwrap();
-        assert_eq!(
-            self.machine.console().wait_for("done ", SOON).unwrap(),
-            "0",
-            "{line}\n{}",
-            self.machine.console().transcript()
-        );
+        let console = self.machine.console();
+        console.send(line).unwrap();
+        let code = console.wait_for("done ", SOON).unwrap();
+        assert_eq!(code, "0", "{line}\n{}", console.transcript());
     }
 
-    /// Starts a process that has pages in `node` and has written its patterns there. The console is its until [`end`](Self::end).
+    /// Starts a process that has pages in `node` and has written its patterns there. It has the console until [`end`](Self::end).
     pub(crate) fn pages_on(&mut self, node: u64, seed: u64) -> Pages {
         self.machine.console().send(&format!("on_node {node} guest-pages {seed} {PAGES}")).unwrap();
         let told = self.machine.console().wait_for(&format!("pages {seed} "), SOON).unwrap();
@@ -162,8 +159,14 @@ impl Guest {
         let (fd, offset) = stand.grant(ram.allocation.extents()[0].frames);
         let qmp = self.machine.qmp().unwrap();
         let (number, set) = qmp.add_fd(fd.as_fd()).unwrap();
-        let path = format!("/proc/self/fd/{number}");
-        let backend = json!({ "qom-type": "memory-backend-file", "id": "hot", "mem-path": path, "offset": offset, "size": SEGMENT, "share": true });
+        let backend = json!({
+            "qom-type": "memory-backend-file",
+            "id": "hot",
+            "mem-path": format!("/proc/self/fd/{number}"),
+            "offset": offset,
+            "size": SEGMENT,
+            "share": true,
+        });
         qmp.execute("object-add", backend).unwrap();
         qmp.execute("device_add", json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "hot", "node": EXTENTS })).unwrap();
         let devices = qmp.execute("query-memory-devices", json!({})).unwrap();
