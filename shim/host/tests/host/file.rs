@@ -60,8 +60,8 @@ fn a_filesystem_that_can_neither_punch_nor_reserve_gets_zeroes_written() {
 
 #[test]
 fn a_file_on_hugetlbfs_has_its_pages_and_granules() {
-    let Some(_pages) = Reservation::take("file on hugetlbfs", PageSize::Huge2M, 4) else { return };
-    with_mount("file on hugetlbfs", "hugetlbfs", "pagesize=2M,size=8M", |folder| {
+    let Some(_pages) = Reservation::take("file on hugetlbfs 2M", PageSize::Huge2M, 4) else { return };
+    with_mount("file on hugetlbfs 2M", "hugetlbfs", "pagesize=2M,size=8M", |folder| {
         let path = folder.join("memory");
         let unaligned = FileMemory::at(&path).bytes(MIB).build().unwrap_err();
         assert!(matches!(unaligned, HostError::Unaligned { what: "bytes", unit: 0x20_0000, .. }), "{unaligned}");

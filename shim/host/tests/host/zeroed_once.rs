@@ -81,8 +81,8 @@ fn frames_of_a_file_that_cannot_be_punched_are_zeroed_once_from_owner_to_owner()
 
 #[test]
 fn a_file_on_hugetlbfs_is_zeroed_once_from_owner_to_owner() {
-    let Some(_pages) = Reservation::take("zeroed once on hugetlbfs", PageSize::Huge2M, 4) else { return };
-    with_mount("zeroed once on hugetlbfs", "hugetlbfs", "pagesize=2M", |folder| {
+    let Some(_pages) = Reservation::take("zeroed once on hugetlbfs 2M", PageSize::Huge2M, 4) else { return };
+    with_mount("zeroed once on hugetlbfs 2M", "hugetlbfs", "pagesize=2M", |folder| {
         lives(&file(folder, 8 << 20), FileMemory::zeroed);
     });
 }
