@@ -9,12 +9,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pageless::{Allocation, Blocked, Convert, Converted, FRAME_BYTES, Mapping, PfnRange, Refused, Shareability};
+use pageless::{
+    Allocation, Blocked, Convert, Converted, FRAME_BYTES, Mapping, PfnRange, Refusal, Refused, Replaced, Shareability,
+};
 use pageless_host::{GuestMemfd, HostMapping, MapError};
 
 use crate::answer::Answer;
 use crate::request::Request;
-use crate::stage2::{Stage2, Stage2Error};
+use crate::stage2::{Privacy, Stage2, Stage2Error};
 
 /// The name that the guest's second stage is attached under.
 pub const STAGE2: &str = "stage2";
@@ -213,6 +215,23 @@ impl Guest {
                 other => return Ok(other?),
             }
         }
+    }
+
+    /// Puts a sound frame in the place of the lost one at `offset`, in bytes, aligned to 4 KiB, and maps it for the guest: private,
+    /// zeroed. Not where slots are bound to a guest_memfd, since they would go on naming the lost frame's place in it, nor
+    /// on huge pages, which are mapped whole; then nothing has changed.
+    pub fn replace(&self, offset: u64) -> Result<Replaced, FaultError> {
+        let view = self.stage2.view();
+        if self.stage2.privacy() != Privacy::None || view.page().is_huge() {
+            let why = "a frame behind a bound slot or a huge page cannot be replaced alone";
+            let refusal = Refusal::Other(why.into());
+            return Err(Refused::Mapping { mapping: STAGE2.to_owned(), refusal }.into());
+        }
+        let replaced = self.ram.replace(offset)?;
+        view.replaced(offset, replaced.frame)?;
+        self.host.replaced(offset, replaced.frame)?;
+        self.map(offset..offset + FRAME_BYTES)?;
+        Ok(replaced)
     }
 
     /// The parts of `frames`, which begin at `offset`, that are of one shareability each. Under a guard that does not change.

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use pageless_host::{HostMapping, SegmentHandle};
+use pageless_host::{HostMapping, SegmentHandle, Vacant};
 use parking_lot::Mutex;
 
 use crate::layout::Layout;
@@ -57,6 +57,12 @@ pub enum SlotError {
         /// Bytes that the view has.
         bytes: u64,
     },
+    /// This KVM does not follow the host's page tables, so unmapping the view would prove nothing about the guest.
+    #[error("this KVM does not follow the host's page tables (KVM_CAP_SYNC_MMU), so an unmap is no proof about its guests")]
+    DoesNotFollow,
+    /// The view has scratch pages where no frame is mapped: the guest would get those instead of an exit.
+    #[error("the guest's view must be inaccessible where no frame is mapped; make it without Vacant::Scratch")]
+    ScratchView,
     /// A part of the layout has no guest_memfd behind it, though the rest has.
     #[error("no guest_memfd is bound to offset {offset:#x}")]
     Unbound {
@@ -109,6 +115,12 @@ impl SlotTable {
     pub fn add(&self, view: &Arc<HostMapping>, layout: &Layout, bindings: &[Binding]) -> Result<SlotSet, SlotError> {
         if layout.end_offset() > view.bytes() {
             return Err(SlotError::BeyondView { wanted: layout.end_offset(), bytes: view.bytes() });
+        }
+        if view.vacant() != Vacant::Inaccessible {
+            return Err(SlotError::ScratchView);
+        }
+        if !self.inner.vm.follows_host() {
+            return Err(SlotError::DoesNotFollow);
         }
         let cuts = cut(layout, bindings)?;
         let Table { vm, limit, taken } = &*self.inner;

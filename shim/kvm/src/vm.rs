@@ -73,6 +73,9 @@ pub trait Vm: Send + Sync {
     /// How many slots it can have: `KVM_CAP_NR_MEMSLOTS`.
     fn slot_limit(&self) -> u32;
 
+    /// Whether its stage 2 follows the host's page tables by MMU notifiers (`KVM_CAP_SYNC_MMU`).
+    fn follows_host(&self) -> bool;
+
     /// Makes the slot, with `KVM_SET_USER_MEMORY_REGION`, or its second version where it is bound to a guest_memfd.
     fn set_slot(&self, slot: &Slot) -> Result<(), Errno>;
 
@@ -98,6 +101,10 @@ pub(crate) fn errno(error: kvm_ioctls::Error) -> Errno {
 impl Vm for VmFd {
     fn slot_limit(&self) -> u32 {
         u32::try_from(self.check_extension_int(Cap::NrMemslots)).unwrap_or(0)
+    }
+
+    fn follows_host(&self) -> bool {
+        self.check_extension(Cap::SyncMmu)
     }
 
     fn set_slot(&self, slot: &Slot) -> Result<(), Errno> {

@@ -3,11 +3,16 @@
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use pageless::{Allocation, Convert, FRAME_BYTES, MapGuard, Pool, Refused, Request, Withdrawal};
+use pageless::{
+    Allocation, Cause, Convert, FRAME_BYTES, MapGuard, Mapping, Operation, PfnRange, Pool, Refusal, Refused, Request, Stuck,
+    Withdrawal,
+};
 use pageless_host::{HostBacking, HostMapping, HostMemory, PageSize, ProofMethod, SealWitness, Vacant, keeper, pin::KernelPin};
 
-use crate::builder;
 use pageless_hugepages::{Borrowed, HUGE_2M};
+use parking_lot::Mutex;
+
+use crate::{builder, open_descriptors};
 
 const MIB2: u64 = 2 << 20;
 
@@ -112,7 +117,7 @@ fn a_page_that_was_poisoned_while_it_was_quarantined_stays_in_its_file() {
     assert!(matches!(world.ram.unshare(0..MIB2), Err(Convert::Torn { .. })));
     drop(pin);
     let poisoned = world.memory.frames().sub(3, 1).unwrap();
-    assert_eq!(world.pool.poison(poisoned, pageless::Cause::new("mce", 1, "")).frames(), 1);
+    assert_eq!(world.pool.poison(poisoned, Cause::new("mce", 1, "")).frames(), 1);
     // The poisoned frame is not asked about, so the segment cannot be proven as a whole.
     let retried = world.pool.retry(world.memory.frames().sub(0, 512).unwrap());
     assert!(retried.recovered.is_empty(), "{retried:?}");
@@ -121,6 +126,42 @@ fn a_page_that_was_poisoned_while_it_was_quarantined_stays_in_its_file() {
     world.pool.reclaim();
     drop((world.pool, world.memory));
     assert!(keeper::held() > before, "the file outlives its memory");
+}
+
+/// Attached after the witness: a machine check comes just when the seal has been had.
+struct Poisons {
+    pool: Pool,
+    frame: Mutex<Option<PfnRange>>,
+}
+
+impl Mapping for Poisons {
+    fn prepare(&self, _: &Operation) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn invalidate(&self, _: &Operation, _: PfnRange) -> Result<(), Stuck> {
+        if let Some(frame) = self.frame.lock().take() {
+            self.pool.poison(frame, Cause::new("mce", 1, ""));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_page_that_is_poisoned_after_the_seal_stays_in_its_sealed_file() {
+    let world = shared(PageSize::Base4K);
+    let poisons = Arc::new(Poisons { pool: world.pool.clone(), frame: Mutex::default() });
+    world.ram.attach("late", poisons.clone()).unwrap();
+    let (first, frame) = (world.memory.frames().sub(0, 512).unwrap(), world.memory.frames().sub(3, 1).unwrap());
+    let pin = KernelPin::vmsplice(&world.host, 0, 6).unwrap();
+    assert!(matches!(world.ram.unshare(0..MIB2), Err(Convert::Torn { .. })));
+    drop(pin);
+    assert_eq!(open_descriptors(first), 1);
+    *poisons.frame.lock() = Some(frame);
+    assert_eq!(world.pool.retry(first).recovered.frames(), 511);
+    assert_eq!(open_descriptors(first), 1, "the sealed file holds the poisoned page");
+    world.map(0..3 * FRAME_BYTES);
+    assert_eq!(open_descriptors(first), 2, "the others have a fresh one");
 }
 
 #[test]

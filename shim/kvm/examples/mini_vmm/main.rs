@@ -7,27 +7,25 @@
 //! the frames back.
 //!
 //! Read `payload` (what the guest runs), `machine` (vCPUs, exits, the device), then `play` here. `ground` is about this host's
-//! memory. Exit code 0 means that everything which was run came out as it must.
+//! memory, `trial` about whether a hypercall arrives here. Exit code 0 means that everything which was run came out as it must.
 
 mod ground;
 mod machine;
 mod payload;
+mod trial;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use kvm_bindings::{KVM_CAP_EXIT_HYPERCALL, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, kvm_enable_cap};
+use kvm_bindings::{KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM};
 use kvm_ioctls::{Kvm, VmFd};
 use pageless::{Mapping, Order, Pool, Request};
 use pageless_host::{
     FileMemory, GuestMemfd, HostBacking, HostMapping, HostMemory, PageSize, ProofMethod, SealWitness, SharedSide, Vacant,
 };
-use pageless_kvm::{
-    Binding, Guest, HYPERCALL_MAP_GPA_RANGE, Layout, PC_HOLE, Privacy, SlotTable, Stage2, create_vm, descriptor_of, guest_ram,
-    probe,
-};
+use pageless_kvm::{Binding, Guest, Layout, PC_HOLE, Privacy, SlotTable, Stage2, create_vm, descriptor_of, guest_ram, probe};
 
 use ground::Ground;
 use machine::{Machine, Plan};
@@ -42,9 +40,12 @@ pub(crate) struct Args {
     /// A software-protected VM: private memory by attributes, hypercalls, memory faults. Its backing is guest_memfd.
     #[arg(long)]
     protected: bool,
-    /// Ask by the hypercall KVM_HC_MAP_GPA_RANGE. Not on a KVM that emulates (KVM_PVM): there it never arrives.
+    /// How the guest asks for a conversion. Unless told: by hypercall where it arrives, and through a port elsewhere.
     #[arg(long)]
-    hypercall: bool,
+    asks: Option<Asks>,
+    /// Make one hypercall and tell by the exit code whether it arrived.
+    #[arg(long, hide = true)]
+    try_hypercall: bool,
     /// How often each vCPU converts its block there and back.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..1_000_000))]
     rounds: u32,
@@ -54,7 +55,10 @@ pub(crate) struct Args {
 const ROUNDS_OF_GIBS: u64 = 3;
 
 fn main() -> Result<()> {
-    let args = Args::parse();
+    let mut args = Args::parse();
+    if args.try_hypercall {
+        return trial::try_hypercall();
+    }
     match probe() {
         Ok(offer) => print!("{offer}"),
         Err(why) => {
@@ -62,6 +66,10 @@ fn main() -> Result<()> {
             return Ok(());
         }
     }
+    let arrives = || if args.protected || trial::hypercalls_arrive() { Asks::ByHypercall } else { Asks::ByPort };
+    let asks = args.asks.unwrap_or_else(arrives);
+    println!("conversions are asked for {asks}");
+    args.asks = Some(asks);
     let mut failed = 0;
     for (ground, outcome) in outcomes(&args) {
         match outcome {
@@ -101,7 +109,7 @@ fn run(ground: Ground, args: &Args) -> Result<Outcome> {
 }
 
 fn plan(ground: Ground, args: &Args) -> Plan {
-    let asks = if args.hypercall || args.protected { Asks::ByHypercall } else { Asks::ByPort };
+    let asks = args.asks.unwrap_or(Asks::ByPort);
     let pinned_round = ground.takes_seals().then_some(2);
     match ground.page() {
         PageSize::Huge1G => {
@@ -133,9 +141,7 @@ fn play(ground: Ground, args: &Args) -> Result<()> {
     vm.set_tss_address(0xfffb_d000)?; // three pages in the PC's hole, for real mode on older Intel processors
     let plan = plan(ground, args);
     if plan.asks == Asks::ByHypercall {
-        let mut exits = kvm_enable_cap { cap: KVM_CAP_EXIT_HYPERCALL, ..kvm_enable_cap::default() };
-        exits.args[0] = 1 << HYPERCALL_MAP_GPA_RANGE;
-        vm.enable_cap(&exits).context("KVM_CAP_EXIT_HYPERCALL")?;
+        trial::want_hypercalls(&vm).context("KVM_CAP_EXIT_HYPERCALL")?;
     }
     let bytes = plan.bytes();
     match ground {

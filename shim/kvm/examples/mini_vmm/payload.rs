@@ -3,6 +3,8 @@
 //! Registers are set before the first instruction: `esi` and `edi` hold guest-physical addresses of blocks, `ebp` the number
 //! of rounds. Ports are the VMM's: see the constants.
 
+use std::fmt;
+
 use pageless_kvm::{HYPERCALL_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED};
 
 /// Out: a message lies at the start of the block at `esi`, which is shared.
@@ -18,12 +20,21 @@ pub(crate) const CONVERT: u8 = 0x20;
 pub(crate) const STOP: u8 = 0x30;
 
 /// How the guest asks for a conversion.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(crate) enum Asks {
     /// By `vmcall`, which KVM replaces by what the processor has.
     ByHypercall,
     /// Through a port of this VMM's.
     ByPort,
+}
+
+impl fmt::Display for Asks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ByHypercall => "by hypercall",
+            Self::ByPort => "through a port: no hypercall arrives here, or none is wanted",
+        })
+    }
 }
 
 /// Shares its block, leaves a message for the device, reads the reply, takes the block back, and again: `ebp` times. What

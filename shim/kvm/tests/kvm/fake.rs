@@ -25,6 +25,7 @@ pub(crate) struct State {
     /// What the next calls for attributes answer.
     pub(crate) attribute_errors: Vec<Errno>,
     pub(crate) cannot_remove: bool,
+    pub(crate) does_not_follow: bool,
 }
 
 impl FakeVm {
@@ -40,6 +41,10 @@ impl FakeVm {
 impl Vm for FakeVm {
     fn slot_limit(&self) -> u32 {
         self.limit
+    }
+
+    fn follows_host(&self) -> bool {
+        !self.told().does_not_follow
     }
 
     fn set_slot(&self, slot: &Slot) -> Result<(), Errno> {

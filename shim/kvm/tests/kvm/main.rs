@@ -17,7 +17,7 @@ mod vm_memory_traits;
 use std::io::Write;
 use std::sync::Arc;
 
-use pageless::{Backing, Mapping, Pool, Request};
+use pageless::{Mapping, Pool, Request};
 use pageless_host::{HostMapping, HostMemory, ProofMethod, Vacant};
 use pageless_kvm::{Guest, Layout, SlotTable, Stage2, Vm};
 
@@ -53,13 +53,24 @@ impl World {
     ) -> Self {
         let memory = memory(bytes);
         let pool = Pool::builder().backing(memory.clone()).build().unwrap();
+        Self::of(vm, pool, memory, bytes, devices, last)
+    }
+
+    /// A guest who has `bytes` bytes of a pool.
+    fn of(
+        vm: Arc<dyn Vm>,
+        pool: Pool,
+        memory: HostMemory,
+        bytes: u64,
+        devices: impl IntoIterator<Item = (String, Arc<dyn Mapping>)>,
+        last: impl IntoIterator<Item = (String, Arc<dyn Mapping>)>,
+    ) -> Self {
         let ram = pool.allocate(Request::bytes(bytes).owner("guest")).unwrap();
         let view = Arc::new(HostMapping::of(&memory, &ram).unwrap());
         let host = Arc::new(HostMapping::of_with_vacant(&memory, &ram, Vacant::Scratch).unwrap());
         let layout = Layout::around(bytes, 0..0).unwrap();
         let stage2 = Arc::new(Stage2::new(&SlotTable::new(vm), view, layout).unwrap());
         let guest = Guest::new(ram, devices, stage2, host, last).unwrap();
-        assert!(memory.proof().granule_frames == 1);
         Self { pool, memory, guest }
     }
 

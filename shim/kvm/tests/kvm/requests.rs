@@ -57,6 +57,27 @@ fn what_a_torn_conversion_did_convert_is_mapped_and_the_rest_is_not() {
 }
 
 #[test]
+fn a_lost_frame_is_replaced_under_the_guest_and_both_views_follow() {
+    let clings: Arc<dyn Mapping> = Arc::new(Clings(PfnRange::single(Pfn::new(3))));
+    let bytes = MIB;
+    let memory = crate::memory(2 * bytes);
+    let pool = pageless::Pool::builder().backing(memory.clone()).build().unwrap();
+    let world = World::of(FakeVm::with_slots(4), pool, memory, bytes, [("device".to_owned(), clings)], []);
+    assert_eq!(world.guest.map_gpa_range(0, 8, 0).0, Answer::Error(Errno::EIO));
+    let at = 3 * FRAME_BYTES;
+    assert!(world.guest.replace(4 * FRAME_BYTES).is_err(), "a sound frame is not replaced");
+    let replaced = world.guest.replace(at).unwrap();
+    assert_eq!(replaced.lost, Pfn::new(3));
+    world.guest.stage2().view().write(at, b"new frame").unwrap();
+    assert!(world.guest.host().read(at, &mut [0; 9]).is_err(), "private");
+    assert_eq!(world.guest.map_gpa_range(at, 1, 0).0, Answer::Done { changed: true });
+    world.guest.stage2().view().write(at, b"for you").unwrap();
+    let mut seen = [0; 7];
+    world.guest.host().read(at, &mut seen).unwrap();
+    assert_eq!(&seen, b"for you");
+}
+
+#[test]
 fn a_touch_waits_while_its_frames_convert_and_is_told_when_it_takes_too_long() {
     let world = World::on(FakeVm::with_slots(4), MIB);
     let guest = world.guest.patience(Duration::from_millis(50));

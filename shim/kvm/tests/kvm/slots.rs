@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use pageless::Backing;
-use pageless_host::{HostBacking, HostMapping};
+use pageless_host::{HostBacking, HostMapping, Vacant};
 use pageless_kvm::{Binding, Layout, Piece, SlotError, SlotTable};
 
 use crate::fake::FakeVm;
@@ -92,4 +92,16 @@ fn addresses_of_a_slot_that_kvm_keeps_stay_reserved() {
     vm.told().cannot_remove = true;
     drop((set, view));
     assert!(weak.upgrade().is_some(), "the guest may still write there");
+}
+
+#[test]
+fn what_would_be_no_proof_about_the_guest_is_refused() {
+    let vm = FakeVm::with_slots(8);
+    let (table, memory) = (SlotTable::new(vm.clone()), memory(MIB));
+    let extents = [(0, memory.frames())];
+    let scratch = Arc::new(HostMapping::with_vacant(&memory, extents, Vacant::Scratch).unwrap());
+    assert_eq!(table.add(&scratch, &pieces(1), &[]).unwrap_err(), SlotError::ScratchView);
+    vm.told().does_not_follow = true;
+    assert_eq!(table.add(&view(MIB), &pieces(1), &[]).unwrap_err(), SlotError::DoesNotFollow);
+    assert!(vm.told().slots.is_empty());
 }
