@@ -3,6 +3,9 @@
 //! The command finds the memory by a path, an offset and a length, in its arguments or its environment; QEMU takes them as
 //! `memory-backend-file,mem-path={path},offset={offset},size={bytes},share=on`. When it has ended, the memory is released and
 //! reclaimed: the [`borrower`] proves that nobody of it lives, the backing proves the rest.
+//!
+//! A lender that is ended by SIGKILL leaves its command behind, with the memory. A ledger remembers that: the next run on
+//! the same window finds those frames unproven, and does not lend them. Without a ledger nobody knows.
 
 mod account;
 mod args;

@@ -14,6 +14,10 @@
 //!
 //! **Poison**: on memory outside the kernel's page map a machine check signals nobody ("memory outside kernel control"), so
 //! [`Pool::poison`](pageless::Pool::poison) must be told by whoever reads the kernel's log, EDAC or rasdaemon.
+//!
+//! **Before Linux 6.16** x86 tracks the cache attributes of such mappings by whole mappings. It writes a line to its log
+//! ("x86/PAT: freeing invalid memtype") for each part that is unmapped out of the middle of a larger one, so a guest that
+//! converts single frames can fill the log. Nothing is wrong with the memory; booting with `nopat` ends it.
 
 mod builder;
 mod dax;
@@ -204,14 +208,15 @@ impl Backing for PhysicalWindow {
             DeviceKind::DevMem => (
                 "no HostMapping of this process translates to the frames, and nobody holds a page of them by reference: the \
                  mapping is VM_PFNMAP and there is no struct page to pin. The next owner reads zeroes",
-                "other processes that opened /dev/mem, as root may, and children that were given the range; what VFIO or an IOMMU \
-                 still translates, a type1 container for instance; tables that the host kernel does not count (TDX S-EPT): each \
+                "mappings of /dev/mem that are no HostMapping: other processes' that opened it, as root may, children's that were \
+                 given the range, and this process's own by other means; what VFIO or an IOMMU still translates, a type1 container for instance; tables that the host kernel does not count (TDX S-EPT): each \
                  is attached as a mapping, or not seen. Machine checks, which signal nobody here",
             ),
             DeviceKind::DevDax => (
                 "no HostMapping of this process translates to the frames. The next owner reads zeroes",
                 "pins: devdax memory has struct pages, so vmsplice, io_uring, VFIO and RDMA can hold a page after every unmap. \
-                 Other processes that opened the device, and children that were given it; what an IOMMU still translates; tables \
+                 Mappings of the device that are no HostMapping: other processes', children's that were given it, and this process's \
+                 own by other means; what an IOMMU still translates; tables \
                  that the host kernel does not count (TDX S-EPT): each is attached as a mapping, or not seen",
             ),
         };

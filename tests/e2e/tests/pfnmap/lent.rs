@@ -40,6 +40,11 @@ echo "account: $(tail -n 1 /tmp/account)"
 offset=$(sed -n 's/.*"offset":\([0-9]*\).*/\1/p' /tmp/account)
 echo "left at the physical address: $(devmem $((offset + WRITTEN)) 32)"
 echo "bytes that are not zero: $(dd if=/dev/mem bs=1M skip=$((offset / 1048576)) count=256 2>/dev/null | tr -d '\0' | wc -c)"
+pageless lend --window WINDOW --ledger /tmp/ledger -- sh -c 'echo "the orphan: $$"; exec sleep 1000' 2>/tmp/killed & lender=$!
+while [ ! -s /tmp/ledger ] || ! grep -q sleep /proc/[0-9]*/comm; do sleep 1; done
+kill -9 $lender
+pageless lend --window WINDOW --ledger /tmp/ledger --memory 4K -- echo "lent it again" 2>/tmp/again
+echo "after a killed lender: $? $(tr '\n' ' ' </tmp/again)"
 "#;
 
 fn script(text: &str) -> String {
@@ -69,6 +74,12 @@ fn stock_qemu_boots_linux_on_frames_that_it_was_lent() {
     assert_eq!((&account["bytes_checked"], &account["stale_bytes"]), (&(256_u64 << 20).into(), &0.into()));
     assert_eq!(said("left at the physical address:"), "0x00000000");
     assert_eq!(said("bytes that are not zero:"), "0", "seen by another opener of /dev/mem");
+
+    let refused = said("after a killed lender:");
+    assert!(
+        refused.starts_with("1 ") && refused.contains("0 of 1G, 0 of 2M, 0 of 4K"),
+        "its command still has all of the window: {refused}"
+    );
     assert!(machine.wait(PATIENCE).unwrap().success());
 }
 
