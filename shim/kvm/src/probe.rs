@@ -24,7 +24,7 @@ pub enum NoKvm {
     #[error("/dev/kvm: {}", .0.desc())]
     Unopened(Errno),
     /// KVM makes no VM of this type.
-    #[error("KVM_CREATE_VM of type {vm_type}: {}", .errno.desc())]
+    #[error("/dev/kvm: KVM_CREATE_VM of type {vm_type}: {}", .errno.desc())]
     NoVm {
         /// The type.
         vm_type: u32,

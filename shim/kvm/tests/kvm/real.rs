@@ -6,20 +6,19 @@ use std::time::Duration;
 
 use kvm_bindings::KVM_X86_DEFAULT_VM;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use nix::errno::Errno;
 use pageless::{FRAME_BYTES, Shareability};
 use pageless_host::{HostBacking, HostMapping};
-use pageless_kvm::{Answer, Guest, Handled, Layout, Piece, Request, SlotError, SlotTable, create_vm, probe};
+use pageless_kvm::{Answer, Guest, Handled, Layout, NoKvm, Piece, Request, SlotError, SlotTable, create_vm, probe};
 
 use crate::{MIB, World, memory, skip};
 
 fn vm(test: &str) -> Option<Arc<VmFd>> {
-    match Kvm::new()
-        .map_err(|error| error.to_string())
-        .and_then(|kvm| create_vm(&kvm, KVM_X86_DEFAULT_VM).map_err(|why| why.to_string()))
-    {
+    let opened = Kvm::new().map_err(|error| NoKvm::Unopened(Errno::from_raw(error.errno())));
+    match opened.and_then(|kvm| create_vm(&kvm, KVM_X86_DEFAULT_VM)) {
         Ok(vm) => Some(Arc::new(vm)),
         Err(why) => {
-            skip(test, &format!("/dev/kvm: {why}"));
+            skip(test, &why.to_string());
             None
         }
     }
@@ -41,7 +40,10 @@ fn vcpu(vm: &VmFd, guest: &Guest, code: &[u8]) -> VcpuFd {
 
 #[test]
 fn the_probe_says_what_an_ordinary_vm_has() {
-    let Ok(offer) = probe() else { return skip("the probe", "no /dev/kvm") };
+    let offer = match probe() {
+        Ok(offer) => offer,
+        Err(why) => return skip("the probe", &why.to_string()),
+    };
     let ordinary = offer.of_type(KVM_X86_DEFAULT_VM).unwrap();
     assert!(ordinary.slots >= 32, "{ordinary}");
     assert!(ordinary.follows_host, "without MMU notifiers an unmapped view proves nothing: {ordinary}");
