@@ -27,7 +27,7 @@ use pageless_host::{
 };
 use pageless_kvm::{Binding, Guest, Layout, PC_HOLE, Privacy, SlotTable, Stage2, create_vm, descriptor_of, guest_ram, probe};
 
-use ground::Ground;
+use ground::{Ground, Loan};
 use machine::{Machine, Plan};
 use payload::Asks;
 
@@ -103,7 +103,7 @@ pub(crate) fn outcomes(args: &Args) -> impl Iterator<Item = (Ground, Result<Outc
 /// Runs the guest on one backing, if this host has it.
 fn run(ground: Ground, args: &Args) -> Result<Outcome> {
     match prepare(ground, args) {
-        Ok(_setting) => play(ground, args).map(|()| Outcome::AsItMust),
+        Ok(_loan) => play(ground, args).map(|()| Outcome::AsItMust),
         Err(why) => Ok(Outcome::Skipped(format!("{why:#}"))),
     }
 }
@@ -119,18 +119,18 @@ fn plan(ground: Ground, args: &Args) -> Plan {
     }
 }
 
-/// Whether this host has the memory, and what had to be set for it.
-fn prepare(ground: Ground, args: &Args) -> Result<Option<ground::Setting>> {
+/// Whether this host has the memory, and what it had to lend for it.
+fn prepare(ground: Ground, args: &Args) -> Result<Loan> {
     let vm_type = if args.protected { KVM_X86_SW_PROTECTED_VM } else { KVM_X86_DEFAULT_VM };
     let offer = probe()?;
     let vm = offer.of_type(vm_type).with_context(|| format!("KVM makes no VM of type {vm_type} here"))?;
     match ground {
-        Ground::Hugetlb2M | Ground::Hugetlb1G => ground::reserve(ground.page(), plan(ground, args).bytes()),
-        Ground::MemfdThp => ground::advise_transparent(),
+        Ground::Hugetlb2M | Ground::Hugetlb1G => ground::huge_pages(ground.page(), plan(ground, args).bytes()),
+        Ground::MemfdThp => ground::transparent_huge_pages(),
         Ground::GuestMemfd if !vm.guest_memfd => bail!("this KVM binds no guest_memfd to a slot"),
         Ground::GuestMemfd if args.protected && !vm.attributes => bail!("this KVM has no memory attributes"),
         Ground::GuestMemfd if !args.protected && vm.guest_memfd_flags & 3 != 3 => bail!("this KVM maps no guest_memfd"),
-        Ground::Memfd | Ground::File | Ground::GuestMemfd => Ok(None),
+        Ground::Memfd | Ground::File | Ground::GuestMemfd => Ok(Loan::Nothing),
     }
 }
 
