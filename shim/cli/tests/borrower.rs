@@ -22,7 +22,7 @@ fn only_the_death_of_the_command_and_of_all_it_started_is_a_proof() {
     // It leaves a process behind when it ends, and ends when its input does.
     let ((its_input, input), (output, its_output)) = (pipe().unwrap(), pipe().unwrap());
     let mut command = Command::new("sh");
-    command.args(["-c", "sleep 1000 >/dev/null & echo $!; read line"]).stdin(its_input).stdout(its_output);
+    command.args(["-c", "sleep 1000 >/dev/null 2>&1 & echo $!; read line"]).stdin(its_input).stdout(its_output);
     borrower.start(&mut command).unwrap();
     drop(command);
     assert!(borrower.start(&mut Command::new("true")).is_err(), "one command");
