@@ -63,7 +63,8 @@ impl SetAttributes {
     }
 }
 
-/// A guest_memfd that takes the ioctl. The real one is its descriptor; tests have others.
+/// A guest_memfd that takes the ioctl. The real one is a handle of its descriptor ([`SegmentHandle`](pageless_host::SegmentHandle),
+/// as [`GuestMemfd::private_side`](pageless_host::GuestMemfd::private_side) gives it); tests have others.
 pub trait InPlaceFile: Send + Sync {
     /// `ioctl(fd, SET_MEMORY_ATTRIBUTES2, argument)`, which writes into the argument on some errors.
     fn set_attributes(&self, argument: &mut [u8; ARGUMENT_BYTES]) -> Result<(), Errno>;

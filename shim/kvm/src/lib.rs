@@ -18,7 +18,7 @@
 //! else touches, and device emulation has others, where only shared frames are mapped. Each is a mapping of the allocation, so
 //! a conversion takes both away and proves it. Devices first, then the guest, then the host.
 //!
-//! `unsafe` is fenced into `vm` (two ioctls that name addresses, a descriptor borrowed) and `memory` (one slice).
+//! `unsafe` is fenced into `vm` (ioctls that name addresses or have no wrapper) and `memory` (one slice).
 #![deny(unsafe_code)]
 
 mod answer;
@@ -33,7 +33,7 @@ mod probe;
 mod request;
 mod slots;
 mod stage2;
-#[allow(unsafe_code)] // two ioctls that name addresses of this process, and a descriptor borrowed
+#[allow(unsafe_code)] // two ioctls that name addresses of this process, one without a wrapper, and a descriptor borrowed
 mod vm;
 
 pub use answer::Answer;

@@ -10,7 +10,10 @@ use std::sync::Arc;
 use kvm_bindings::{KVM_MEM_GUEST_MEMFD, kvm_memory_attributes, kvm_userspace_memory_region, kvm_userspace_memory_region2};
 use kvm_ioctls::{Cap, VmFd};
 use nix::errno::Errno;
+use nix::libc;
 use pageless_host::{HostMapping, SegmentHandle};
+
+use crate::in_place::{ARGUMENT_BYTES, InPlaceFile, SET_MEMORY_ATTRIBUTES2};
 
 /// A run of guest memory as one KVM memory slot.
 #[derive(Clone, Debug)]
@@ -118,6 +121,15 @@ impl Vm for VmFd {
     fn set_attributes(&self, gpa: u64, bytes: u64, attributes: u64) -> Result<(), Errno> {
         let attributes = kvm_memory_attributes { address: gpa, size: bytes, attributes, flags: 0 };
         self.set_memory_attributes(attributes).map_err(errno)
+    }
+}
+
+impl InPlaceFile for SegmentHandle {
+    fn set_attributes(&self, argument: &mut [u8; ARGUMENT_BYTES]) -> Result<(), Errno> {
+        let number = libc::c_ulong::from(SET_MEMORY_ATTRIBUTES2);
+        // SAFETY: the number says that the kernel reads and writes ARGUMENT_BYTES bytes, and `argument` has as many.
+        let result = unsafe { libc::ioctl(self.fd().as_raw_fd(), number, argument.as_mut_ptr()) };
+        Errno::result(result).map(|_| ())
     }
 }
 

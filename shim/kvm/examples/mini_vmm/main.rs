@@ -156,11 +156,12 @@ fn play(ground: Ground, args: &Args) -> Result<()> {
         Ground::File => {
             let directory = tempfile::tempdir()?;
             let memory = FileMemory::at(directory.path().join("memory")).bytes(bytes).build()?;
-            println!("  no failing invalidation: a plain file takes no seals, so nobody can be asked about pins");
+            println!("  no conversion fails here: a plain file takes no seals, so nobody can be asked about pins");
             boot(&vm, &memory, plan, None, None)
         }
         Ground::GuestMemfd => {
             let side = if args.protected { SharedSide::Beside } else { SharedSide::InPlace };
+            println!("  no conversion fails here: a guest_memfd takes no seals, so nobody can be asked about pins");
             let memory = GuestMemfd::builder().bytes(bytes).shared_side(side).build(descriptor_of(&vm))?;
             boot(&vm, &memory, plan, None, Some(&memory))
         }

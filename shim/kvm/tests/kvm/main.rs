@@ -6,6 +6,7 @@
 
 mod answers;
 mod devices;
+mod exits;
 mod fake;
 mod real;
 mod requests;

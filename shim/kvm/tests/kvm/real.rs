@@ -7,9 +7,12 @@ use std::time::Duration;
 use kvm_bindings::KVM_X86_DEFAULT_VM;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use nix::errno::Errno;
-use pageless::{FRAME_BYTES, Shareability};
-use pageless_host::{HostBacking, HostMapping};
-use pageless_kvm::{Answer, Guest, Handled, Layout, NoKvm, Piece, Request, SlotError, SlotTable, create_vm, probe};
+use pageless::{Convert, FRAME_BYTES, Pool, Shareability};
+use pageless_host::{GuestMemfd, HostBacking, HostMapping};
+use pageless_kvm::in_place::InPlace;
+use pageless_kvm::{
+    Answer, Guest, Handled, Layout, NoKvm, Piece, Request, SlotError, SlotTable, create_vm, descriptor_of, offer_of, probe,
+};
 
 use crate::{MIB, World, memory, skip};
 
@@ -180,4 +183,30 @@ fn after_an_invalidation_the_guest_does_not_read_the_old_page() {
     assert_eq!(read(), 5, "the guest and the host see the same shared page");
     drop(vcpu);
     world.end();
+}
+
+/// Nobody has a kernel with in-place conversion: what the ioctl meets here is a kernel that does not know it, and then nothing
+/// is believed.
+#[test]
+fn a_kernel_without_in_place_conversion_says_so_and_proves_nothing() {
+    let Some(vm) = vm("in-place conversion") else { return };
+    let memory = match GuestMemfd::builder().bytes(MIB).build(descriptor_of(&vm)) {
+        Ok(memory) => memory,
+        Err(why) => return skip("in-place conversion of a guest_memfd", &format!("no guest_memfd: {why}")),
+    };
+    if offer_of(&vm, KVM_X86_DEFAULT_VM).in_place {
+        return skip(
+            "in-place conversion of a guest_memfd",
+            "no guest_memfd: this kernel has it, and then this test says nothing",
+        );
+    }
+    let frames = HostBacking::frames(&memory);
+    let pool = Pool::builder().backing(memory.clone()).build().unwrap();
+    let ram = pool.allocate(pageless::Request::bytes(MIB).owner("guest")).unwrap();
+    let in_place = InPlace::new(memory.private_side(frames.start()).unwrap(), frames);
+    ram.attach("in place", Arc::new(in_place)).unwrap();
+    let Err(Convert::Torn { done, lost }) = ram.share(0..FRAME_BYTES) else { panic!("believed") };
+    assert!(done.is_empty());
+    assert_eq!(lost[0].cause().step, "KVM_SET_MEMORY_ATTRIBUTES2");
+    assert_eq!((lost[0].cause().status, lost[0].retry_after()), (Errno::ENOTTY as u64, None));
 }
