@@ -97,6 +97,14 @@ fn a_vcpu_that_touches_unmapped_memory_is_mapped_and_goes_on() {
     world.end();
 }
 
+struct StopWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for StopWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The vCPU counts in a page that another thread converts there and back; every instruction either counts or waits.
 #[test]
 fn a_vcpu_that_touches_a_range_while_it_converts_waits_and_goes_on() {
@@ -112,6 +120,7 @@ fn a_vcpu_that_touches_a_range_while_it_converts_waits_and_goes_on() {
     let mut vcpu = vcpu(&vm, &world.guest, &code);
     let (guest, done) = (&world.guest, AtomicBool::new(false));
     let conversions = std::thread::scope(|scope| {
+        let stop = StopWhenDropped(&done); // also when the test fails, or the scope would wait for ever
         let converting = scope.spawn(|| {
             let mut conversions = 0;
             while !done.load(Ordering::Relaxed) {
@@ -132,7 +141,7 @@ fn a_vcpu_that_touches_a_range_while_it_converts_waits_and_goes_on() {
                 other => panic!("{other:?}"),
             }
         };
-        done.store(true, Ordering::Relaxed);
+        drop(stop);
         assert_eq!(count, 2048);
         converting.join().unwrap()
     });
