@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pageless::{
-    Allocation, Blocked, Convert, Converted, FRAME_BYTES, Mapping, PfnRange, Refusal, Refused, Replaced, Shareability,
+    Allocation, Blocked, Convert, Converted, FRAME_BYTES, Mapping, Order, Pfn, PfnRange, Refusal, Refused, Replaced, Shareability,
 };
 use pageless_host::{GuestMemfd, HostMapping, MapError};
 
@@ -237,15 +237,30 @@ impl Guest {
     /// The parts of `frames`, which begin at `offset`, that are of one shareability each. Under a guard that does not change.
     fn by_shareability(&self, offset: u64, frames: PfnRange) -> Result<Vec<(u64, PfnRange, Shareability)>, Refused> {
         let mut parts: Vec<(u64, PfnRange, Shareability)> = Vec::new();
-        for (nth, pfn) in (0_u64..).zip(frames.iter()) {
-            let at = offset + nth * FRAME_BYTES;
+        let mut rest = Some(frames);
+        while let Some(run) = rest {
+            let at = offset + (run.start().get() - frames.start().get()) * FRAME_BYTES;
+            let (part, after) = run.split_at(self.uniform_frames(at, run.start()));
+            rest = after;
+            let Some(part) = part else { break };
             let shareability = self.ram.shareability(at)?;
             match parts.last_mut() {
-                Some((_, run, same)) if *same == shareability => *run = run.hull(PfnRange::single(pfn)),
-                _ => parts.push((at, PfnRange::single(pfn), shareability)),
+                Some((_, run, same)) if *same == shareability => *run = run.hull(part),
+                _ => parts.push((at, part, shareability)),
             }
         }
         Ok(parts)
+    }
+
+    /// How many frames from `pfn` on, which lies at `offset`, are certainly of one shareability. Larger leaves are asked for
+    /// only where one may begin, so a range of GiBs takes a few questions and a mixed one little more than one for each frame.
+    fn uniform_frames(&self, offset: u64, pfn: Pfn) -> u64 {
+        if !pfn.is_aligned(Order::MIB2) {
+            return 1;
+        }
+        let largest = self.ram.max_mapping_order(offset).unwrap_or(Order::BASE);
+        let begins = |order: &Order| *order <= largest && pfn.is_aligned(*order);
+        Order::DESCENDING.into_iter().find(begins).unwrap_or(Order::BASE).frames()
     }
 }
 

@@ -15,17 +15,12 @@ mod small_vmm;
 mod stage2;
 mod vm_memory_traits;
 
-use std::io::Write;
 use std::sync::Arc;
 
 use pageless::{Mapping, Pool, Request};
 use pageless_host::{HostMapping, HostMemory, ProofMethod, Vacant};
+use pageless_hugepages::skip;
 use pageless_kvm::{Guest, Layout, SlotTable, Stage2, Vm};
-
-/// Says why a test does nothing, where a run can count it.
-fn skip(test: &str, why: &str) {
-    let _ = std::io::stderr().write_all(format!("\nskipped: {test}: {why}\n").as_bytes());
-}
 
 const MIB: u64 = 1 << 20;
 

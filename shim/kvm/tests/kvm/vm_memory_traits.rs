@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pageless::{FRAME_BYTES, Shareability};
-use pageless_host::HostMapping;
+use pageless_host::{HostBacking, HostMapping};
 use pageless_kvm::{GuestRamError, Layout, Piece, Request, guest_ram};
 use vm_memory::{
     Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
@@ -41,6 +41,26 @@ fn shared_memory_is_read_and_written_and_private_memory_is_an_error() {
     let mut out = Vec::new();
     memory.write_all_volatile_to(GuestAddress(64), &mut out, 11).unwrap();
     assert_eq!(out, b"from a file");
+    world.end();
+}
+
+#[test]
+fn of_a_large_range_exactly_the_shared_frames_are_mapped_for_the_host() {
+    let world = World::on(FakeVm::with_slots(4), 8 * MIB);
+    // Within a block, a whole block, the edges of blocks, and the last frame.
+    let shared = [5..9, 512..1024, 1535..1537, 2047..2048];
+    for frames in &shared {
+        convert(&world, frames.start * FRAME_BYTES..frames.end * FRAME_BYTES, Shareability::Shared);
+    }
+    for mapping in [world.guest.host(), world.guest.stage2().view()] {
+        mapping.unmap(world.memory.frames()).unwrap();
+    }
+    world.guest.map(0..8 * MIB).unwrap();
+    for frame in 0..2048 {
+        let is_shared = shared.iter().any(|frames| frames.contains(&frame));
+        assert_eq!(world.guest.host().is_mapped_at(frame * FRAME_BYTES, FRAME_BYTES), is_shared, "frame {frame}");
+        assert!(world.guest.stage2().view().is_mapped_at(frame * FRAME_BYTES, FRAME_BYTES), "frame {frame}");
+    }
     world.end();
 }
 
