@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `debian` | packages of the system's own release, fetched by a private apt and unpacked under `target/e2e` |
 //! | `sources` | which sources that apt reads, and the configuration it obeys |
+//! | `built_kernel` | a kernel with a configuration of our own, built from Debian's source |
 //! | `kernel` | a kernel and its modules, out of its package |
 //! | `initramfs` | what a kernel finds when it has booted |
 //! | `machine` | a running QEMU: its serial console, its end |
@@ -17,6 +18,7 @@
 //! Where something is missing, a test says so in a line `skipped: TEST: why` and does nothing: see [`or_skip`].
 #![forbid(unsafe_code)]
 
+mod built_kernel;
 mod debian;
 mod initramfs;
 mod kernel;
@@ -25,6 +27,7 @@ mod pattern;
 mod qmp;
 mod sources;
 
+pub use built_kernel::{BuiltKernel, NotBuilt};
 pub use debian::{Debian, Missing, Package, Suite, Tree};
 pub use initramfs::Initramfs;
 pub use kernel::{Kernel, Module};

@@ -16,7 +16,7 @@ use crate::machine::{Change, Machine};
 /// Touches that converted, each way, after which the witness has seen enough.
 const ENOUGH_IMPLIED: u64 = 5;
 /// How often the guest may ask before the witness has seen enough of it all the same.
-const PATIENCE: u32 = 5000;
+const PATIENCE: u32 = 1000;
 
 /// How a page looks from outside.
 #[derive(Clone, Copy, Default, Debug, Serialize)]
