@@ -15,6 +15,8 @@ use super::payload::{self, Asks};
 
 /// Where the programs lie: in block 0, which stays shared, as firmware does. One page for each.
 const CODE: u64 = 0x1000;
+/// How long a vCPU may find memory missing without KVM saying which.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What happened, in figures.
 #[derive(Default)]
@@ -136,13 +138,22 @@ impl Machine {
     /// The loop of one vCPU. Answers `ebp` at its end.
     fn run_vcpu(&self, mut vcpu: VcpuFd) -> Result<u64> {
         let mut answer = 0; // of the last conversion that was asked for through the port
+        let mut unsaid = Instant::now();
         loop {
             let began = Instant::now();
             let mut exit = match vcpu.run() {
                 Ok(exit) => exit,
                 Err(error) if error.errno() == libc_eintr() => continue,
+                // Some KVMs do not say which shared memory was missing: the code, or what is being converted just now.
+                Err(error) if error.errno() == nix::errno::Errno::EFAULT as i32 && unsaid.elapsed() < PATIENCE => {
+                    if !matches!(self.guest.handle_unfetched(&vcpu), Handled::Resume) {
+                        std::thread::sleep(Duration::from_micros(200));
+                    }
+                    continue;
+                }
                 Err(error) => bail!("KVM_RUN: {error}"),
             };
+            unsaid = Instant::now();
             let port = match self.guest.handle(&mut exit) {
                 Handled::Resume => {
                     self.figures.faults.fetch_add(1, Relaxed);

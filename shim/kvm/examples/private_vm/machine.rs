@@ -110,6 +110,10 @@ impl Vm for Recorded {
         self.vm.slot_limit()
     }
 
+    fn follows_host(&self) -> bool {
+        self.vm.follows_host()
+    }
+
     fn set_slot(&self, slot: &Slot) -> Result<(), Errno> {
         self.vm.set_slot(slot)
     }
