@@ -2,6 +2,9 @@
 //!
 //! The program itself is `guest.s`. It gets every address and number from here, so the two cannot disagree.
 
+use std::iter;
+
+use anyhow::{Result, ensure};
 use pageless::FRAME_BYTES;
 
 /// A page, in bytes.
@@ -142,21 +145,22 @@ pub(crate) struct Entries {
 }
 
 /// The window as the host writes it, and where to begin in it.
-pub(crate) fn window() -> (Vec<u8>, Entries) {
+pub(crate) fn window() -> Result<(Vec<u8>, Entries)> {
     let program = program::bytes();
     let mut window = program.code.to_vec();
-    window.resize(WINDOW_BYTES as usize, 0);
     // Present and writable (bits 0 and 1); in the last table each entry is a page of 2 MiB (bit 7): AMD64 volume 2, 5.3.
-    let table = |at: u64| (at + PAGE) | 3;
-    let mut put = |at: u64, entry: u64| {
-        let at = (at - WINDOW) as usize;
-        window[at..at + 8].copy_from_slice(&entry.to_le_bytes());
-    };
-    put(TABLES, table(TABLES));
-    put(TABLES + PAGE, table(TABLES + PAGE));
-    (0..512).for_each(|block| put(TABLES + 2 * PAGE + 8 * block, (block << 21) | 0x83));
+    let first_entry = |next: u64| iter::once(next | 3);
+    window.extend(table(first_entry(TABLES + PAGE)));
+    window.extend(table(first_entry(TABLES + 2 * PAGE)));
+    window.extend(table((0..512).map(|block| (block << 21) | 0x83)));
+    ensure!(window.len() as u64 == WINDOW_BYTES, "the guest's code is longer than its page");
     let entries = Entries { first: CODE, second: HOME + program.second, scan: CODE + program.scan };
-    (window, entries)
+    Ok((window, entries))
+}
+
+/// A page table with these entries first, and none after them.
+fn table(entries: impl Iterator<Item = u64>) -> impl Iterator<Item = u8> {
+    entries.chain(iter::repeat(0)).take(512).flat_map(u64::to_le_bytes)
 }
 
 /// The assembled program. It is data of this process, in a section of its own, and never runs here.

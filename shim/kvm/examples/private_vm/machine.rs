@@ -4,11 +4,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use kvm_bindings::{KVM_CAP_EXIT_HYPERCALL, KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_X86_SW_PROTECTED_VM, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VmFd};
 use nix::errno::Errno;
-use pageless::{Allocation, Mapping, Pool, Request};
+use pageless::{Allocation, Extent, FRAME_BYTES, Mapping, Pool, Request};
 use pageless_host::{GuestMemfd, HostBacking, HostMapping};
 use pageless_kvm::{
     Answer, Binding, Guest, HYPERCALL_MAP_GPA_RANGE, Layout, Privacy, Slot, SlotTable, Stage2, Vm, create_vm, descriptor_of,
@@ -55,11 +55,11 @@ impl Machine {
     ) -> Result<(Guest, Entries)> {
         let ram = self.pool.allocate(Request::bytes(bytes).owner(owner))?;
         let devices = devices(&ram)?;
-        let bound = |extent: &pageless::Extent| {
-            let file = self.memory.private_side(extent.frames.start())?;
-            Some(Binding { offset: extent.offset, bytes: extent.frames.bytes(), file })
+        let bound = |extent: &Extent| {
+            let file = self.memory.private_side(extent.frames.start()).context("a frame without a guest_memfd")?;
+            Ok(Binding { offset: extent.offset, bytes: extent.frames.bytes(), file })
         };
-        let bindings: Vec<Binding> = ram.extents().iter().filter_map(bound).collect();
+        let bindings: Vec<Binding> = ram.extents().iter().map(bound).collect::<Result<_>>()?;
         let [view, host] = [HostMapping::of(&self.memory, &ram)?, HostMapping::of(&self.memory, &ram)?].map(Arc::new);
         let layout = Layout::around(bytes, HOLE..ABOVE)?;
         // A software-protected guest cannot mean one kind of memory and touch the other, since the attributes are all there is.
@@ -68,9 +68,9 @@ impl Machine {
         let guest = Guest::new(ram, devices, Arc::new(stage2), host, [])?.shared_beside(self.memory.clone());
         guest.map(0..bytes)?;
 
-        let (answer, outcome) = guest.map_gpa_range(WINDOW, WINDOW_BYTES / pageless::FRAME_BYTES, 0);
-        anyhow::ensure!(answer == (Answer::Done { changed: true }), "the window was not shared: {outcome:?}");
-        let (bytes, entries) = window();
+        let (answer, outcome) = guest.map_gpa_range(WINDOW, WINDOW_BYTES / FRAME_BYTES, 0);
+        ensure!(answer == (Answer::Done { changed: true }), "the window was not shared: {outcome:?}");
+        let (bytes, entries) = window()?;
         guest.host().write(guest.stage2().offsets(WINDOW, WINDOW_BYTES)?.start, &bytes)?;
         Ok((guest, entries))
     }

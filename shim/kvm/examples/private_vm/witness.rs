@@ -207,7 +207,8 @@ impl<'a> Witness<'a> {
     /// Everything that a request could change, without the second vCPU's pages, which it converts meanwhile.
     fn now(&self) -> Result<Before> {
         let own = OWN..OWN + OWN_BYTES;
-        let offsets = (0..self.guest.ram().bytes()).step_by(FRAME_BYTES as usize).filter(|offset| !own.contains(offset));
+        let offsets =
+            (0..self.guest.ram().bytes() / FRAME_BYTES).map(|frame| frame * FRAME_BYTES).filter(|offset| !own.contains(offset));
         let shareability = offsets.map(|offset| self.guest.ram().shareability(offset)).collect::<Result<_, _>>()?;
         let changes = self.machine.vm.changes().into_iter().filter(|change| !own.contains(&change.gpa)).collect();
         Ok(Before { shareability, changes })
