@@ -64,6 +64,7 @@ pub(crate) fn stand_at(vcpu: &VcpuFd, rip: u64, range: std::ops::Range<u64>) -> 
 pub(crate) fn run(vcpu: &mut VcpuFd, guest: &Guest, witness: &Witness<'_>) -> Result<Exits> {
     let mut exits = Exits::default();
     let mut heard = Instant::now();
+    let mut said = None;
     loop {
         let mut exit = match vcpu.run() {
             Ok(exit) => exit,
@@ -73,7 +74,7 @@ pub(crate) fn run(vcpu: &mut VcpuFd, guest: &Guest, witness: &Witness<'_>) -> Re
                 std::thread::sleep(Duration::from_micros(200));
                 continue;
             }
-            Err(error) => bail!("KVM_RUN: {error}, {:?}", vcpu.get_regs()),
+            Err(error) => bail!("KVM_RUN: {error} after {said:?} and {exits:?}"),
         };
         heard = Instant::now();
         let fault = match &exit {
@@ -93,6 +94,7 @@ pub(crate) fn run(vcpu: &mut VcpuFd, guest: &Guest, witness: &Witness<'_>) -> Re
             VcpuExit::IoOut(port, bytes) => {
                 exits.io += 1;
                 let told = Told::at(*port).with_context(|| format!("port {port:#x}"))?;
+                said = Some(told);
                 witness.hear(told, u32::from_le_bytes((*bytes).try_into().context("not 32 bits")?))?;
                 continue;
             }
@@ -110,7 +112,7 @@ pub(crate) fn run(vcpu: &mut VcpuFd, guest: &Guest, witness: &Witness<'_>) -> Re
                 witness.implied(to_private);
             }
             (Handled::Converted { outcome, .. }, None) => witness.converted(outcome),
-            (handled, _) => bail!("{exit:?} became {handled:?}"),
+            (handled, _) => bail!("{exit:?} became {handled:?} after {said:?} and {exits:?}"),
         }
     }
 }
