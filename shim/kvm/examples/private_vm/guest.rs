@@ -148,11 +148,12 @@ pub(crate) struct Entries {
 pub(crate) fn window() -> Result<(Vec<u8>, Entries)> {
     let program = program::bytes();
     let mut window = program.code.to_vec();
-    // Present and writable (bits 0 and 1); in the last table each entry is a page of 2 MiB (bit 7): AMD64 volume 2, 5.3.
-    let first_entry = |next: u64| iter::once(next | 3);
+    // Present, writable and accessed (bits 0, 1 and 5); in the last table each entry is a page of 2 MiB, dirty already (bits 7
+    // and 6), so that no processor writes to the tables: AMD64 volume 2, 5.3 and 5.4.
+    let first_entry = |next: u64| iter::once(next | 0x23);
     window.extend(table(first_entry(TABLES + PAGE)));
     window.extend(table(first_entry(TABLES + 2 * PAGE)));
-    window.extend(table((0..512).map(|block| (block << 21) | 0x83)));
+    window.extend(table((0..512).map(|block| (block << 21) | 0xe3)));
     ensure!(window.len() as u64 == WINDOW_BYTES, "the guest's code is longer than its page");
     let entries = Entries { first: CODE, second: HOME + program.second, scan: CODE + program.scan };
     Ok((window, entries))
