@@ -205,7 +205,8 @@ fn boot<B: HostBacking + Clone + 'static>(
     machine.load()?;
     let took = machine.run(vm)?;
     told(&machine, took);
-    ensure!(machine.figures.doorbells.load(Relaxed) == plan.rounds * plan.converters, "a message got lost");
+    let (heard, sent) = (machine.figures.doorbells.load(Relaxed), plan.rounds * plan.converters);
+    ensure!(heard == sent, "{sent} messages were sent and {heard} arrived");
     the_pinned_block(&pool, &machine)?;
     the_end(&pool, machine)
 }
