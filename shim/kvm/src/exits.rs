@@ -106,9 +106,9 @@ impl Guest {
         }
     }
 
-    /// KVM could not fetch or emulate the instruction (`KVM_EXIT_INTERNAL_ERROR`), or failed with EFAULT and did not say where:
-    /// maps the code of this vCPU, if that is what was missing. [`Handled::NotMemory`] when it was mapped all along, so that
-    /// a vCPU which really cannot go on is not run for ever.
+    /// KVM could not fetch or emulate the instruction (`KVM_EXIT_INTERNAL_ERROR`): maps the code of this vCPU, if that is what
+    /// was missing. [`Handled::NotMemory`] when it was mapped all along, so that a vCPU which really cannot go on is not run
+    /// for ever.
     pub fn handle_unfetched(&self, vcpu: &VcpuFd) -> Handled {
         let Ok(gpa) = next_instruction(vcpu) else { return Handled::NotMemory };
         let Ok(offsets) = self.stage2().offsets(gpa, 1) else { return Handled::NotMemory };

@@ -162,7 +162,7 @@ impl Guest {
         Ok(())
     }
 
-    fn map_for_guest(&self, offsets: Range<u64>) -> Result<(), FaultError> {
+    pub(crate) fn map_for_guest(&self, offsets: Range<u64>) -> Result<(), FaultError> {
         let guard = self.ram.map_guard(STAGE2, offsets)?;
         for extent in guard.extents() {
             for (offset, frames, shareability) in self.by_shareability(extent.offset, extent.frames)? {

@@ -11,6 +11,7 @@
 //! | `iommu` | any device table as a mapping ([`IommuMapping`]) |
 //! | `request`, `answer` | what a guest asks, and what it is told |
 //! | `guest`, `exits` | all of it together: conversions, translations, and a vCPU's exits carried out ([`Guest`]) |
+//! | `missing` | what to do when KVM does not say which memory was missing |
 //! | `memory` | vm-memory's traits over the host's view ([`guest_ram`]) |
 //! | `probe` | what this `/dev/kvm` offers ([`probe()`]) |
 //!
@@ -78,6 +79,7 @@ mod iommu;
 mod layout;
 #[allow(unsafe_code)] // one slice over addresses that its mapping reserves
 mod memory;
+mod missing;
 mod probe;
 mod request;
 mod slots;
@@ -91,6 +93,7 @@ pub use guest::{FaultError, Guest, HOST, STAGE2};
 pub use iommu::{Iommu, IommuError, IommuFault, IommuMapping};
 pub use layout::{Layout, LayoutError, NotMemory, PC_HOLE, Piece};
 pub use memory::{GuestRam, GuestRamError, RamRegion, guest_ram};
+pub use missing::Missing;
 pub use probe::{NoKvm, Offer, VmOffer, create_vm, of as offer_of, probe};
 pub use request::{BadRequest, HYPERCALL_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, Request};
 pub use slots::{Binding, SlotError, SlotSet, SlotTable};

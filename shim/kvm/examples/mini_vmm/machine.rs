@@ -144,11 +144,11 @@ impl Machine {
             let mut exit = match vcpu.run() {
                 Ok(exit) => exit,
                 Err(error) if error.errno() == libc_eintr() => continue,
-                // Some KVMs do not say which shared memory was missing: the code, or what is being converted just now.
+                // Some KVMs do not say which memory was missing: never mapped, or being converted just now.
                 Err(error) if error.errno() == nix::errno::Errno::EFAULT as i32 && unsaid.elapsed() < PATIENCE => {
-                    if !matches!(self.guest.handle_unfetched(&vcpu), Handled::Resume) {
-                        std::thread::sleep(Duration::from_micros(200));
-                    }
+                    let missing = self.guest.map_missing();
+                    self.figures.faults.fetch_add(u64::from(missing.mapped > 0), Relaxed);
+                    std::thread::sleep(missing.busy.unwrap_or(Duration::from_micros(200)));
                     continue;
                 }
                 Err(error) => bail!("KVM_RUN: {error}"),

@@ -1,12 +1,13 @@
 //! Exits of a vCPU carried out, made up here: what a KVM with attributes and memory faults would hand over.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use kvm_ioctls::{HypercallExit, VcpuExit};
 use nix::errno::Errno;
-use pageless::{FRAME_BYTES, Pool, Request, Shareability};
+use pageless::{Cause, FRAME_BYTES, Mapping, Operation, PfnRange, Pool, Refusal, Request, Shareability, Stuck};
 use pageless_host::{HostBacking, HostMapping, Vacant};
-use pageless_kvm::{Answer, Binding, Guest, HYPERCALL_MAP_GPA_RANGE, Handled, Layout, Privacy, SlotTable, Stage2};
+use pageless_kvm::{Answer, Binding, Guest, HYPERCALL_MAP_GPA_RANGE, Handled, Layout, Missing, Privacy, SlotTable, Stage2};
 
 use crate::fake::FakeVm;
 use crate::{MIB, World, memory};
@@ -108,4 +109,60 @@ fn a_touch_of_lost_memory_is_told_to_the_vmm() {
     assert!(gpa == 0x3000 && error.refused().is_some(), "{error}");
     let handled = world.guest.handle(&mut VcpuExit::MmioWrite(0x3008, &[1]));
     assert!(matches!(handled, Handled::Lost { gpa: 0x3008, .. }), "{handled:?}");
+}
+
+#[test]
+fn when_kvm_does_not_say_what_was_missing_all_that_the_guest_may_have_is_mapped() {
+    let world = World::on(FakeVm::with_slots(4), 4 * MIB);
+    let view = world.guest.stage2().view();
+    world.guest.map(MIB..2 * MIB).unwrap();
+    let lost = world.guest.ram().frame(3 * MIB).unwrap();
+    world.pool.poison(PfnRange::single(lost), Cause::new("machine check", 0, ""));
+    let missing = world.guest.map_missing();
+    assert_eq!(missing, Missing { mapped: 3 * MIB - FRAME_BYTES, busy: None }, "all but what was mapped and what is lost");
+    for offset in (0..4 * MIB).step_by(4096) {
+        assert_eq!(view.is_mapped_at(offset, FRAME_BYTES), offset != 3 * MIB, "offset {offset:#x}");
+    }
+    assert_eq!(world.guest.map_missing(), Missing::default(), "and nothing is missing any more");
+}
+
+#[test]
+fn what_converts_is_missing_for_now_and_private_memory_of_a_file_never() {
+    let held = Arc::new(Slow::default());
+    let world = World::with(FakeVm::with_slots(4), MIB, [("device".to_owned(), held.clone() as Arc<dyn Mapping>)], []);
+    world.guest.map(0..MIB).unwrap();
+    std::thread::scope(|scope| {
+        let share = scope.spawn(|| world.guest.ram().share(0..8192).unwrap());
+        while !held.began.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        world.guest.stage2().view().unmap(world.memory.frames()).unwrap();
+        let missing = world.guest.map_missing();
+        assert!(missing.busy.is_some() && missing.mapped == MIB - 8192, "{missing:?}");
+        held.go_on.store(true, SeqCst);
+        share.join().unwrap();
+    });
+    let confidential = confidential(&FakeVm::with_slots(4));
+    assert_eq!(confidential.map_missing(), Missing::default(), "all of it is private");
+}
+
+/// A device whose invalidation takes until it is told to go on.
+#[derive(Default)]
+struct Slow {
+    began: AtomicBool,
+    go_on: AtomicBool,
+}
+
+impl Mapping for Slow {
+    fn prepare(&self, _op: &Operation) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn invalidate(&self, _op: &Operation, _frames: PfnRange) -> Result<(), Stuck> {
+        self.began.store(true, SeqCst);
+        while !self.go_on.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
 }
