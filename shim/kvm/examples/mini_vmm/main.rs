@@ -239,6 +239,9 @@ fn told(machine: &Machine, took: std::time::Duration) {
         figure(&figures.device_reached),
         figure(&figures.device_refused),
     );
+    if figure(&figures.machine_checks) > 0 {
+        println!("  a vCPU went on touching what was lost, and KVM did not say where: it was stopped");
+    }
 }
 
 /// The block whose page the device kept: lost when the guest took it back, and back once the device let go.
