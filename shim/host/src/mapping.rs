@@ -156,7 +156,8 @@ impl HostMapping {
 
     /// Puts `frame` in the place of whichever frame lies at `offset`, in bytes from the start of the allocation, aligned to
     /// 4 KiB: for [`Allocation::replace`]. The old frame is unmapped first, so nothing translates to it from here any more;
-    /// the new one is not mapped yet. Memory of huge pages cannot do this: they are mapped whole.
+    /// the new one is not mapped yet. A frame that the allocation had given up may come back so, at another offset: it leaves its
+    /// old place, where nothing may be mapped any more. Memory of huge pages cannot do this: they are mapped whole.
     pub fn replaced(&self, offset: u64, frame: Pfn) -> Result<(), MapError> {
         let (fresh, page) = (PfnRange::single(frame), self.memory.page());
         if page.is_huge() || !offset.is_multiple_of(FRAME_BYTES) {
@@ -166,20 +167,20 @@ impl HostMapping {
             return Err(MapError::Foreign { frames: fresh });
         }
         let place = PfnRange::single(Pfn::new(offset / FRAME_BYTES));
+        let region = &self.translations.region;
         let mut extents = self.translations.extents.write();
-        if let Some(taken) = extents.iter().find(|extent| extent.frames.contains(frame)) {
+        if let Some((taken, _, before)) = Translations::places(&extents, fresh).next()
+            && (before == place || !region.mapped_in(before).is_empty())
+        {
             return Err(MapError::Overlap { first: taken.frames, second: fresh });
         }
         let holds = |extent: &Extent| extent.place(extent.frames).is_some_and(|places| places.contains_range(place));
-        let Some(old) = extents.iter().position(holds) else {
+        let Some(old) = extents.iter().find(|extent| holds(extent)).and_then(|extent| extent.frames_at(place)) else {
             return Err(MapError::Outside { offset, bytes: FRAME_BYTES, size: self.bytes() });
         };
-        let unmap = self.translations.region.unmap(place);
-        unmap.map_err(|errno| MapError::Os { step: "mmap(PROT_NONE)", errno })?;
-        let whole = extents.swap_remove(old);
-        if let Some(lost) = whole.frames_at(place) {
-            let rest = whole.frames.subtract(lost).into_iter().flatten();
-            extents.extend(rest.filter_map(|frames| Some(Extent { frames, at: whole.place(frames)?.start() })));
+        region.unmap(place).map_err(|errno| MapError::Os { step: "mmap(PROT_NONE)", errno })?;
+        for gone in [old, fresh] {
+            cut_out(&mut extents, gone);
         }
         extents.push(Extent { frames: fresh, at: place.start() });
         extents.sort_unstable_by_key(|extent| extent.frames);
@@ -402,6 +403,14 @@ fn joined(by_offset: Vec<(u64, PfnRange)>) -> Vec<Extent> {
     }
     extents.sort_unstable_by_key(|extent| extent.frames);
     extents
+}
+
+/// Takes `frames`, which lie in one extent or in none, out of the list; what is left is not in order.
+fn cut_out(extents: &mut Vec<Extent>, frames: PfnRange) {
+    let Some(at) = extents.iter().position(|extent| extent.frames.contains_range(frames)) else { return };
+    let whole = extents.swap_remove(at);
+    let rest = whole.frames.subtract(frames).into_iter().flatten();
+    extents.extend(rest.filter_map(|frames| Some(Extent { frames, at: whole.place(frames)?.start() })));
 }
 
 fn unmapped(gap: Gap) -> MapError {

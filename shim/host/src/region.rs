@@ -103,14 +103,16 @@ impl Region {
             let start = unsafe {
                 mmap(Some(address), length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, segment.fd(), offset)
             }?;
+            // Before anything else can fail: what is mapped is in the books.
+            state.mapped.insert(*gap);
             // A child that fork made would keep a mapping that this process cannot undo, so it gets none.
             let mut all = [MmapAdvise::MADV_DONTFORK].iter().chain(advice);
             // SAFETY: the very addresses just mapped. `map`'s callers give advice about page sizes only, which changes no contents.
             if let Err(errno) = all.try_for_each(|advice| unsafe { madvise(start, length.get(), *advice) }) {
                 self.cover(*gap)?;
+                state.mapped.remove(*gap);
                 return Err(errno);
             }
-            state.mapped.insert(*gap);
         }
         Ok(())
     }

@@ -27,8 +27,8 @@ pub enum Handled {
         /// What became of the frames, with the receipts of those that were lost; nothing for a bad request.
         outcome: Option<Result<Converted, Convert>>,
     },
-    /// The guest touched memory that it cannot have: withdrawn, poisoned, given up, or converting for longer than the
-    /// guest's patience. What a real machine does is a machine check; what the VMM does is its own decision.
+    /// The guest touched memory that it cannot have: withdrawn, poisoned, given up, converting for longer than the guest's
+    /// patience, or of the other kind and not to be converted. What a real machine does is a machine check; what the VMM does is its own decision.
     Lost {
         /// The guest-physical address.
         gpa: u64,
@@ -88,7 +88,13 @@ impl Guest {
         let means_other = |offset: u64| self.ram().shareability(offset).is_ok_and(|have| have != request.to);
         if tells_apart && frames.clone().any(means_other) {
             let (answer, outcome) = self.convert(&request);
-            return Handled::Converted { answer, outcome: Some(outcome) };
+            // Nobody can be told an error here, and a vCPU that runs on comes back with the same fault.
+            return match outcome {
+                Err(Convert::Busy { after }) => Handled::Lost { gpa, error: Blocked::Busy { after }.into() },
+                Err(Convert::Held { holder, offset }) => Handled::Lost { gpa, error: Blocked::Held { holder, offset }.into() },
+                Err(Convert::Refused(refused)) => Handled::Lost { gpa, error: refused.into() },
+                outcome => Handled::Converted { answer, outcome: Some(outcome) },
+            };
         }
         for offset in frames {
             if let Err(error) = self.fault(offset) {

@@ -88,8 +88,10 @@ impl<I: Iommu> IommuMapping<I> {
                     let handle = memory.segment(run.start()).ok_or(IommuError::NotCommitted { frames: run })?;
                     let (piece, after) = run.split_at(handle.frames().frames());
                     if let Some(piece) = piece {
-                        self.table.map(self.base.saturating_add(extent.offset_of(piece.start())), piece.bytes(), &handle)?;
+                        // In the books before the table has it: one that panics half way is asked to unmap it.
                         mapped.insert(piece);
+                        let iova = self.base.saturating_add(extent.offset_of(piece.start()));
+                        self.table.map(iova, piece.bytes(), &handle).inspect_err(|_| mapped.remove(piece))?;
                     }
                     rest = after;
                 }

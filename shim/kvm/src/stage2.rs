@@ -179,7 +179,15 @@ pub(crate) fn offset_of(op: &Operation, at: Pfn) -> u64 {
 }
 
 impl Mapping for Stage2 {
+    /// Refuses to convert a part of a huge page, mapped or not: it is mapped whole, so what is beside the part would never be
+    /// mapped for the guest again.
     fn prepare(&self, op: &Operation) -> Result<(), Refusal> {
+        let page = self.view.page();
+        let whole = [op.frames.start(), op.frames.end()].into_iter().all(|edge| edge.is_aligned(page.order()));
+        if matches!(op.intent, Intent::Share | Intent::Unshare) && !whole {
+            let why = format!("{} are not whole pages of {page}, and the guest has those whole or not at all", op.frames);
+            return Err(Refusal::Other(why.into()));
+        }
         self.view.prepare(op)
     }
 

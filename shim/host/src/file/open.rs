@@ -60,14 +60,15 @@ impl FileMemoryBuilder {
             Source::Path(path) => (open_path(path, self.bytes.is_some())?, path.clone()),
             Source::Descriptor(given) => reopen(given)?,
         };
-        let metadata = file.metadata().map_err(os("fstat"))?;
-        if !metadata.is_file() {
+        if !file.metadata().map_err(os("fstat"))?.is_file() {
             return Err(HostError::NotAFile { path });
         }
         let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
             Errno::EWOULDBLOCK => HostError::FileInUse { path },
             errno => HostError::Os { step: "flock", errno },
         })?;
+        // Under the lock: an owner who had it until now may have lengthened the file and written to it.
+        let metadata = file.metadata().map_err(os("fstat"))?;
         let page = page_of(&file)?;
         let bytes = self.bytes.unwrap_or(metadata.len());
         let frames = self.frames(bytes, page)?;

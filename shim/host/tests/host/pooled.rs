@@ -281,6 +281,29 @@ fn a_lost_frame_is_replaced_under_a_live_guest() {
 }
 
 #[test]
+fn a_frame_that_was_given_up_replaces_a_lost_one_of_the_same_guest() {
+    let (memory, pool) = pool(2 * MIB, ProofMethod::ProcessUnmap);
+    let (ram, host) = owner(&pool, &memory, "vm-a", 2 * MIB);
+    let (lost, offset, given_up) = (part(&memory, 9, 1), 9 * FRAME_BYTES, 20 * FRAME_BYTES);
+    ram.attach("s-ept", Sticky::at(lost, Verdict::Never)).unwrap();
+    assert!(matches!(ram.share(offset..offset + 4096), Err(Convert::Torn { .. })));
+    ram.release_range(given_up..given_up + 4096).unwrap();
+    assert_eq!(pool.reclaim().freed.frames(), 1);
+    let replaced = ram.replace(offset).unwrap();
+    assert_eq!(replaced.frame, part(&memory, 20, 1).start());
+    host.replaced(offset, replaced.frame).unwrap();
+    let guard = ram.map_guard("host", offset..offset + 4096).unwrap();
+    host.map(&guard, PfnRange::single(replaced.frame)).unwrap();
+    drop(guard);
+    assert!(!host.is_mapped_at(given_up, 1) && host.is_mapped_at(offset, 4096));
+    // A frame that is mapped at its place has not been given up.
+    assert!(matches!(host.replaced(offset, part(&memory, 30, 1).start()), Err(MapError::Overlap { .. })));
+    drop(ram);
+    pool.reclaim();
+    assert!(host.translations(memory.frames()).is_empty() && pool.verify().is_sound());
+}
+
+#[test]
 fn asking_about_a_part_of_a_quarantined_segment_asks_about_all_of_it() {
     let memory = builder(ProofMethod::Seal).bytes(2 << 30).segment_bytes(2 << 30).build().unwrap();
     let pool = Pool::builder().backing(memory.clone()).build().unwrap();

@@ -97,6 +97,23 @@ fn a_conversion_of_less_than_a_segment_is_refused_and_nothing_changes() {
     world.end();
 }
 
+/// The witness would be asked for the shared part alone, and could never prove it.
+#[test]
+fn a_segment_that_is_shared_in_part_is_refused_and_nothing_of_it_is_lost() {
+    let world = shared(PageSize::Base4K);
+    world.ram.unshare(0..2 * MIB2).unwrap();
+    world.ram.share(0..FRAME_BYTES).unwrap();
+    for range in [0..MIB2, 0..3 * MIB2] {
+        let refused = world.ram.unshare(range).unwrap_err();
+        assert!(matches!(&refused, Convert::Refused(Refused::Mapping { mapping, .. }) if mapping == "pins"), "{refused}");
+    }
+    assert!(world.pool.withdrawn().is_empty());
+    world.ram.unshare(MIB2..3 * MIB2).unwrap();
+    world.ram.share(0..MIB2).unwrap();
+    world.ram.unshare(0..MIB2).unwrap();
+    world.end();
+}
+
 #[test]
 fn memory_that_is_not_sealed_has_no_witness_and_memory_that_keeps_contents_refuses_it() {
     let memory = builder(ProofMethod::ProcessUnmap).bytes(MIB2).build().unwrap();

@@ -17,11 +17,13 @@ struct Table {
     sticks_at: Option<u64>,
     says_why: Option<Verdict>,
     exaggerates: bool,
+    panics: bool,
 }
 
 impl Iommu for Table {
     fn map(&self, iova: u64, bytes: u64, _: &SegmentHandle) -> Result<(), IommuFault> {
         self.mapped.lock().push((iova, bytes));
+        assert!(!self.panics, "after it has mapped them");
         Ok(())
     }
 
@@ -90,4 +92,16 @@ fn a_table_that_claims_more_than_it_was_asked_for_is_not_believed() {
     let Err(Convert::Torn { done, lost }) = ram.share(0..2 * FRAME_BYTES) else { panic!("not torn") };
     assert!(done.is_empty() && lost[0].retry_after().is_none());
     assert_eq!(mapping.mapped(), RunSet::from(memory.frames().sub(0, 2).unwrap()));
+}
+
+#[test]
+fn what_a_table_may_have_mapped_when_it_panicked_is_unmapped_all_the_same() {
+    let (_pool, memory, ram, mapping) = device(Table { panics: true, ..Table::default() });
+    let guard = ram.map_guard("iommu", 0..FRAME_BYTES).unwrap();
+    let map = || mapping.map(&guard, &memory);
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(map)).is_err());
+    drop(guard);
+    assert_eq!(mapping.mapped(), RunSet::from(memory.frames().sub(0, 1).unwrap()));
+    ram.share(0..FRAME_BYTES).unwrap();
+    assert!(mapping.mapped().is_empty());
 }

@@ -75,6 +75,20 @@ fn a_fault_of_the_other_kind_converts_and_one_of_the_same_kind_maps() {
     assert!(guest.is(Shareability::Private, 0x3000) && !guest.host().is_mapped_at(0x3000, 1));
 }
 
+/// A fault has no register for an error: a vCPU that is run again comes back with it for ever.
+#[test]
+fn a_fault_of_the_other_kind_that_cannot_convert_is_told_to_the_vmm() {
+    let guest = confidential(&FakeVm::with_slots(4));
+    let hold = guest.ram().hold(0x3000..0x4000, "nic-0").unwrap();
+    let Handled::Lost { gpa, error } = fault(&guest, 0, 0x3000) else { panic!("not told") };
+    assert!(gpa == 0x3000 && error.is_transient(), "{error}");
+    drop(hold);
+    assert!(matches!(fault(&guest, 0, 0x3000), Handled::Converted { answer: Answer::Done { changed: true }, .. }));
+    guest.ram().release_range(0x5000..0x6000).unwrap();
+    let Handled::Lost { error, .. } = fault(&guest, 0, 0x5000) else { panic!("not told") };
+    assert!(error.refused().is_some(), "{error}");
+}
+
 #[test]
 fn where_faults_say_nothing_a_touch_of_private_memory_converts_nothing() {
     let world = World::on(FakeVm::with_slots(4), MIB);

@@ -77,6 +77,26 @@ fn a_lost_frame_is_replaced_under_the_guest_and_both_views_follow() {
     assert_eq!(&seen, b"for you");
 }
 
+/// A balloon's frame is free, so it may be the one that takes a lost frame's place in the same guest.
+#[test]
+fn a_frame_that_the_guest_had_given_up_comes_back_to_it_at_another_offset() {
+    let clings: Arc<dyn Mapping> = Arc::new(Clings(PfnRange::single(Pfn::new(3))));
+    let world = World::with(FakeVm::with_slots(4), MIB, [("device".to_owned(), clings)], []);
+    let (at, given_up) = (3 * FRAME_BYTES, 9 * FRAME_BYTES);
+    world.guest.map(0..MIB).unwrap();
+    assert_eq!(world.guest.map_gpa_range(at, 1, 0).0, Answer::Error(Errno::EIO));
+    world.guest.ram().release_range(given_up..given_up + FRAME_BYTES).unwrap();
+    assert_eq!(world.pool.reclaim().freed.frames(), 1);
+    let replaced = world.guest.replace(at).unwrap();
+    assert_eq!((replaced.lost, replaced.frame), (Pfn::new(3), Pfn::new(9)), "there is no other");
+    let view = world.guest.stage2().view();
+    view.write(at, b"again").unwrap();
+    assert!(view.read(given_up, &mut [0]).is_err() && world.guest.fault(given_up).is_err(), "given up is given up");
+    assert!(view.is_mapped_at(given_up - FRAME_BYTES, FRAME_BYTES) && view.is_mapped_at(given_up + FRAME_BYTES, FRAME_BYTES));
+    assert_eq!(world.guest.map_gpa_range(at, 1, 0).0, Answer::Done { changed: true });
+    assert!(world.guest.host().is_mapped(Pfn::new(9)));
+}
+
 #[test]
 fn a_touch_waits_while_its_frames_convert_and_is_told_when_it_takes_too_long() {
     let world = World::on(FakeVm::with_slots(4), MIB);

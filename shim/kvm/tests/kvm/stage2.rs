@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use pageless::{Convert, Pool, Request, Shareability, Verdict};
-use pageless_host::{HostBacking, HostMapping, HostMemory, Vacant};
+use pageless_host::{HostBacking, HostMapping, HostMemory, PageSize, ProofMethod, Vacant};
+use pageless_hugepages::{Borrowed, HUGE_2M};
 use pageless_kvm::{Answer, Binding, Guest, Layout, Piece, Privacy, STAGE2, SlotTable, Stage2, Stage2Error};
 
 use crate::fake::FakeVm;
@@ -119,4 +120,22 @@ fn frames_of_a_bound_file_are_not_reclaimed_while_a_slot_binds_it() {
     assert!(stuck.lost[0].retry_after().is_some(), "{:?}", Verdict::Never);
     stage2.remove_slots().unwrap();
     assert_eq!(pool.retry(memory.frames()).freed.frames(), 512);
+}
+
+/// Otherwise nobody could map the page any more: its parts would be of two kinds, and the guest would lose what is beside.
+#[test]
+fn a_part_of_a_huge_page_does_not_convert_also_where_the_page_is_not_mapped_yet() {
+    let Some(_pages) = Borrowed::or_skip("a part of a huge page 2M", HUGE_2M, 2) else { return };
+    let builder = HostMemory::builder().bytes(4 * MIB).page(PageSize::Huge2M).proof(ProofMethod::ProcessUnmap);
+    let memory = builder.build().unwrap();
+    let pool = Pool::builder().backing(memory.clone()).build().unwrap();
+    let world = World::of(FakeVm::with_slots(4), pool, memory, 4 * MIB, [], []);
+    for mapped in [false, true] {
+        assert_eq!(world.guest.map_gpa_range(0x3000, 1, 0).0, Answer::Error(Errno::EOPNOTSUPP), "mapped: {mapped}");
+        world.guest.fault(0x3000).unwrap();
+    }
+    world.guest.stage2().view().write(0x4000, b"beside").unwrap();
+    assert_eq!(world.guest.map_gpa_range(2 * MIB, 512, 0).0, Answer::Done { changed: true });
+    assert!(world.guest.host().is_mapped_at(2 * MIB, 2 * MIB));
+    world.end();
 }
