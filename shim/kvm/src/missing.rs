@@ -61,8 +61,8 @@ impl Guest {
     /// Whether the guest should have the place through its view and has not: private memory comes from the guest_memfd where
     /// there are attributes.
     fn lacks(&self, place: &Range<u64>) -> bool {
-        let by_file = matches!(self.stage2().privacy(), Privacy::Attributes { .. });
-        !self.stage2().view().is_mapped_at(place.start, place.end - place.start)
-            && !(by_file && self.ram().shareability(place.start) == Ok(Shareability::Private))
+        let is_by_file = matches!(self.stage2().privacy(), Privacy::Attributes { .. })
+            && self.ram().shareability(place.start) == Ok(Shareability::Private);
+        !is_by_file && !self.stage2().view().is_mapped_at(place.start, place.end - place.start)
     }
 }
