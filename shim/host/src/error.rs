@@ -113,6 +113,15 @@ pub enum HostError {
         /// The path.
         path: PathBuf,
     },
+    /// The kernel does not open it, or does not make it, for reading and writing: no permission, no such folder.
+    #[error("{path} cannot be opened for reading and writing")]
+    NotOpened {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        errno: Errno,
+    },
     /// A directory, a device, a pipe: nothing whose bytes could be frames here.
     #[error("{path} is no regular file")]
     NotAFile {

@@ -99,7 +99,12 @@ impl FileMemoryBuilder {
 }
 
 fn os(step: &'static str) -> impl Fn(std::io::Error) -> HostError {
-    move |error| HostError::Os { step, errno: error.raw_os_error().map_or(Errno::EIO, Errno::from_raw) }
+    move |error| HostError::Os { step, errno: errno(&error) }
+}
+
+/// EINVAL where no system call was made, as for a path with a zero byte in it.
+fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }
 
 fn open_path(path: &Path, make: bool) -> Result<File, HostError> {
@@ -114,7 +119,7 @@ fn open_path(path: &Path, make: bool) -> Result<File, HostError> {
     let opened = OpenOptions::new().read(true).write(true).create(make).truncate(false).mode(0o600).open(path);
     opened.map_err(|error| match error.kind() {
         ErrorKind::NotFound if !make => HostError::NoSuchFile { path: path.to_owned() },
-        _ => os("open")(error),
+        _ => HostError::NotOpened { path: path.to_owned(), errno: errno(&error) },
     })
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use nix::errno::Errno;
 use pageless::{Backing, FRAME_BYTES, Identity, Pfn, PfnRange, Pool};
 use pageless_host::{FileMemory, HostBacking, HostError, MapError, PageSize, keeper};
 
@@ -223,6 +224,10 @@ fn wrong_files_are_named() {
     for no_file in [folder.path(), Path::new("/dev/null")] {
         assert_eq!(at(no_file), HostError::NotAFile { path: no_file.to_owned() });
     }
+    let nowhere = Path::new("/dev/null/memory");
+    let not_opened = FileMemory::at(nowhere).bytes(MIB).build().unwrap_err();
+    assert_eq!(not_opened, HostError::NotOpened { path: nowhere.to_owned(), errno: Errno::ENOTDIR });
+    assert!(not_opened.to_string().contains("/dev/null/memory"), "{not_opened}");
     File::create(&path).unwrap();
     assert_eq!(at(&path), HostError::Empty);
     File::create(&path).unwrap().set_len(4097).unwrap();
