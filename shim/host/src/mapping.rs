@@ -319,10 +319,10 @@ impl HostMapping {
     fn unmap_run(&self, all: PfnRange, frames: PfnRange) -> Result<(), Stuck> {
         let order = self.memory.page().order();
         let widened = PfnRange::new(frames.start().align_down(order), frames.end().align_up(order)).unwrap_or(frames);
-        let frames = if all.contains_range(widened) { widened } else { frames };
+        let (asked, frames) = (frames, if all.contains_range(widened) { widened } else { frames });
         if let Err(refusal) = self.check_cut(frames) {
             return Err(Stuck {
-                at: frames,
+                at: asked,
                 verdict: Verdict::Never,
                 cause: Cause::new("mmap", Errno::EINVAL as u64, refusal.to_string()),
             });
@@ -330,7 +330,8 @@ impl HostMapping {
         let extents = self.translations.extents.read();
         for (_, part, place) in Translations::places(&extents, frames) {
             if let Err(errno) = self.translations.region.unmap(place) {
-                let at = PfnRange::new(part.start(), frames.end()).unwrap_or(part);
+                // An answer is about what was asked, though its page reaches further.
+                let Some(at) = PfnRange::new(part.start(), frames.end()).unwrap_or(part).intersect(asked) else { continue };
                 // ENOMEM: no room to cut a mapping in two (vm.max_map_count) or no memory. It passes; nothing else does.
                 let verdict = if errno == Errno::ENOMEM { Verdict::Retry { after: RETRY_AFTER } } else { Verdict::Never };
                 return Err(Stuck { at, verdict, cause: Cause::new("mmap(PROT_NONE)", errno as u64, errno.desc()) });

@@ -230,7 +230,7 @@ impl Guest {
         let replaced = self.ram.replace(offset)?;
         view.replaced(offset, replaced.frame)?;
         self.host.replaced(offset, replaced.frame)?;
-        self.map(offset..offset + FRAME_BYTES)?;
+        self.establish(offset..offset + FRAME_BYTES); // the replacement is done, whether or not somebody converts it by now
         Ok(replaced)
     }
 

@@ -47,6 +47,16 @@ pub enum IommuError {
         /// The frames.
         frames: PfnRange,
     },
+    /// The frames would lie beyond the last I/O address.
+    #[error("{bytes:#x} bytes at offset {offset:#x} end beyond the last I/O address: the table's base is {base:#x}")]
+    TooHigh {
+        /// Where the allocation begins in the table, in bytes.
+        base: u64,
+        /// Where the frames begin in the allocation, in bytes.
+        offset: u64,
+        /// Their length in bytes.
+        bytes: u64,
+    },
     /// The table refused.
     #[error(transparent)]
     Table(#[from] IommuFault),
@@ -88,9 +98,9 @@ impl<I: Iommu> IommuMapping<I> {
                     let handle = memory.segment(run.start()).ok_or(IommuError::NotCommitted { frames: run })?;
                     let (piece, after) = run.split_at(handle.frames().frames());
                     if let Some(piece) = piece {
+                        let iova = self.iova(extent.offset_of(piece.start()), piece.bytes())?;
                         // In the books before the table has it: one that panics half way is asked to unmap it.
                         mapped.insert(piece);
-                        let iova = self.base.saturating_add(extent.offset_of(piece.start()));
                         self.table.map(iova, piece.bytes(), &handle).inspect_err(|_| mapped.remove(piece))?;
                     }
                     rest = after;
@@ -98,6 +108,11 @@ impl<I: Iommu> IommuMapping<I> {
             }
         }
         Ok(())
+    }
+
+    fn iova(&self, offset: u64, bytes: u64) -> Result<u64, IommuError> {
+        let iova = self.base.checked_add(offset).filter(|iova| iova.checked_add(bytes).is_some());
+        iova.ok_or(IommuError::TooHigh { base: self.base, offset, bytes })
     }
 
     fn unmap_run(&self, op: &Operation, run: PfnRange) -> Result<(), Stuck> {

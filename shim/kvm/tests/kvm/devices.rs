@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pageless::{Backing, Convert, FRAME_BYTES, Pool, Request, RunSet, Verdict};
 use pageless_host::{HostBacking, HostMemory, SegmentHandle};
-use pageless_kvm::{Iommu, IommuFault, IommuMapping};
+use pageless_kvm::{Iommu, IommuError, IommuFault, IommuMapping};
 use parking_lot::Mutex;
 
 use crate::{MIB, memory};
@@ -104,4 +104,16 @@ fn what_a_table_may_have_mapped_when_it_panicked_is_unmapped_all_the_same() {
     assert_eq!(mapping.mapped(), RunSet::from(memory.frames().sub(0, 1).unwrap()));
     ram.share(0..FRAME_BYTES).unwrap();
     assert!(mapping.mapped().is_empty());
+}
+
+#[test]
+fn frames_beyond_the_last_address_are_refused_and_none_shares_an_address() {
+    let (_pool, memory, ram, _) = device(Table::default());
+    let base = u64::MAX - 0x2000;
+    let mapping = Arc::new(IommuMapping::new(Table::default(), base));
+    ram.attach("high", mapping.clone()).unwrap();
+    let guard = ram.map_guard("high", 0x2000..0x4000).unwrap();
+    let refused = mapping.map(&guard, &memory).unwrap_err();
+    assert_eq!(refused, IommuError::TooHigh { base, offset: 0x2000, bytes: 0x2000 });
+    assert!(mapping.mapped().is_empty() && mapping.table().mapped.lock().is_empty());
 }
