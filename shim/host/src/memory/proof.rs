@@ -10,7 +10,7 @@ use super::{HostMemory, ProofMethod, Slot, SlotState, Zeroing};
 use crate::revoke;
 use crate::stuck::{self, RETRY_AFTER};
 
-/// The kernel answers at once for a writable mapping and rescans for about 160 ms for a pin (host.md); an answer that took
+/// The kernel answers at once for a writable mapping and rescans for about 160 ms for a pin; an answer that took
 /// longer than this came from the rescans, or from a very busy host: it decides the wording of a cause and nothing else.
 const RESCANNED: Duration = Duration::from_millis(75);
 pub(super) const SEAL: &str = "F_ADD_SEALS(F_SEAL_WRITE)";
