@@ -12,7 +12,7 @@ use crate::{GuestMemfdSupport, PageSize, SharedSide};
 #[non_exhaustive]
 pub enum HostError {
     /// No memory was asked for.
-    #[error("no memory asked for: give bytes() or at least one node()")]
+    #[error("no memory asked for: 0 bytes; say how many, at least one page")]
     Empty,
     /// A size or the base is no multiple of the page size.
     #[error("{what} {value:#x} is no multiple of {unit:#x}, the length of a {page} page in {what_unit}", what_unit = .unit_name)]

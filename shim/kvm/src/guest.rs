@@ -112,7 +112,13 @@ impl Guest {
         let outcome = loop {
             let outcome = match request.to {
                 Shareability::Private => self.ram.unshare(request.offsets.clone()),
-                _ => self.ram.share(request.offsets.clone()),
+                Shareability::Shared => self.ram.share(request.offsets.clone()),
+                // No guest can ask for this, and a VMM that does shall not have its memory opened.
+                Shareability::Unknown => Err(Refused::Mapping {
+                    mapping: STAGE2.to_owned(),
+                    refusal: Refusal::Other("memory becomes private or shared, never unknown".into()),
+                }
+                .into()),
             };
             match Answer::from(&outcome) {
                 Answer::Again { after } if Instant::now() < until => std::thread::sleep(after),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use pageless::{Cause, Convert, FRAME_BYTES, Mapping, Operation, Pfn, PfnRange, Refusal, Shareability, Stuck, Verdict};
-use pageless_kvm::{Answer, HOST, STAGE2};
+use pageless_kvm::{Answer, HOST, Request, STAGE2};
 use proptest::prelude::*;
 
 use crate::fake::FakeVm;
@@ -140,4 +140,13 @@ proptest! {
         }
         world.end();
     }
+}
+
+#[test]
+fn a_request_for_unknown_memory_opens_nothing() {
+    let world = World::on(FakeVm::with_slots(4), MIB);
+    let (answer, outcome) = world.guest.convert(&Request { offsets: 0..4096, to: Shareability::Unknown });
+    assert_eq!(answer, Answer::Error(Errno::EOPNOTSUPP));
+    assert!(matches!(outcome, Err(Convert::Refused(_))), "{outcome:?}");
+    assert!(world.guest.is(Shareability::Private, 0));
 }
