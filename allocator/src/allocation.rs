@@ -4,14 +4,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use pageless_metadata::{AllocationId, FRAME_BYTES, Order, Pfn, PfnRange, Shareability, Span};
+use pageless_metadata::{AllocationId, FRAME_BYTES, Order, Pfn, PfnRange, Shareability, Span, Summary};
 
 use crate::extents::{Extent, Runs};
 use crate::outcome::{Refused, checked_block, checked_range};
 use crate::ownership::Ownership;
 use crate::pool::Inner;
 use crate::record::{Piece, Record};
-use crate::whole_gibs::WholeGib;
+use crate::whole_gibs::ShortWay;
 
 /// What one owner got: the only handle through which its frames can be used. Dropping it releases them.
 ///
@@ -20,9 +20,15 @@ use crate::whole_gibs::WholeGib;
 pub struct Allocation {
     pub(crate) owned: Arc<Ownership>,
     pub(crate) pool: Arc<Inner>,
+    pub(crate) way: ShortWay,
 }
 
 impl Allocation {
+    /// The handle of `owned`, which has no other.
+    pub(crate) fn new(owned: Arc<Ownership>, pool: &Arc<Inner>) -> Self {
+        Self { way: ShortWay::new(&pool.records, &owned), owned, pool: Arc::clone(pool) }
+    }
+
     /// Its number.
     #[must_use]
     pub fn id(&self) -> AllocationId {
@@ -55,14 +61,17 @@ impl Allocation {
     /// Who may reach the frame behind an offset.
     #[inline]
     pub fn shareability(&self, offset: u64) -> Result<Shareability, Refused> {
-        let summary = self.whole_gib(offset).map(|(_, record)| record.summary());
-        match summary.and_then(|summary| summary.shareability(self.owned.id)) {
+        match self.way.in_a_row(offset).and_then(|(_, record, _)| record.summary().shareability(self.way.key())) {
             Some(shareability) => Ok(shareability),
             None => self.look_up_shareability(offset),
         }
     }
 
+    #[inline(never)]
     fn look_up_shareability(&self, offset: u64) -> Result<Shareability, Refused> {
+        if let Some(shareability) = self.summary_at(offset).shareability(self.way.key()) {
+            return Ok(shareability);
+        }
         let pfn = self.frame(offset)?;
         let piece = self.pool.records.pieces(PfnRange::single(pfn)).next().ok_or(Refused::NotOwner { offset })?;
         Ok(self.pool.records.record(piece.record).lock().shareability(pfn.in_gib()))
@@ -72,13 +81,17 @@ impl Allocation {
     /// leaf: sound, uniform, unheld, contiguous, equally aligned in guest and pool, and not demoted.
     #[inline]
     pub fn max_mapping_order(&self, offset: u64) -> Result<Order, crate::Blocked> {
-        match self.whole_gib(offset) {
-            Some((_, record)) if record.summary().is_one_leaf(self.owned.id) => Ok(Order::GIB1),
+        match self.way.in_a_row(offset) {
+            Some((_, record, _)) if record.summary().is_one_leaf(self.way.key()) => Ok(Order::GIB1),
             _ => self.largest_leaf(offset),
         }
     }
 
+    #[inline(never)]
     fn largest_leaf(&self, offset: u64) -> Result<Order, crate::Blocked> {
+        if self.summary_at(offset).is_one_leaf(self.way.key()) {
+            return Ok(Order::GIB1);
+        }
         let start = offset - offset % FRAME_BYTES;
         let run = self.run_at(start)?;
         let pfn = run.frames.start();
@@ -97,27 +110,21 @@ impl Allocation {
         Ok(sizes.into_iter().find(|size| self.block_run(start, *size).is_some()).unwrap_or(Order::BASE))
     }
 
-    /// The record of the GiB around `offset`, in bytes, if guest and pool have it whole: one look, no search.
-    #[inline]
-    pub(crate) fn whole_gib(&self, offset: u64) -> Option<(WholeGib, &Record)> {
-        let gib = self.owned.gibs.get(usize::try_from(offset / Order::GIB1.bytes()).ok()?)?;
-        let record = self.pool.records.get(gib.record())?;
-        (self.owned.extents.generation() == 0).then_some((*gib, record))
+    /// What the record of the guest GiB around `offset` says, if guest and pool have that whole.
+    pub(crate) fn summary_at(&self, offset: u64) -> Summary {
+        self.way.find(offset).map_or(Summary::NOTHING, |(_, record, _)| record.summary())
     }
 
     /// The run and the piece behind `range`, if there is one of each, and the record: the usual case. The range need not have
-    /// been checked: a bad one has none.
-    #[inline]
+    /// been checked: a bad one has none. They may be from before a frame was replaced: see [`ShortWay::find`].
     pub(crate) fn sole_piece(&self, range: &Range<u64>) -> Option<(Extent, Piece, &Record)> {
         // An end before the start makes a length that no GiB has.
         let span = Span::of_bytes(range.start % Order::GIB1.bytes(), range.end.wrapping_sub(range.start));
-        match (self.whole_gib(range.start), span) {
-            (Some((gib, record)), Some(span)) => {
-                let frames = gib.part(span)?;
-                Some((Extent { offset: range.start, frames }, Piece { record: gib.record(), span, frames }, record))
-            }
-            _ => self.searched_piece(range),
+        if let (Some((index, record, frame)), Some(span)) = (self.way.find(range.start), span) {
+            let frames = span.in_gib_of(frame);
+            return Some((Extent { offset: range.start, frames }, Piece { record: index, span, frames }, record));
         }
+        self.searched_piece(range)
     }
 
     #[cold]

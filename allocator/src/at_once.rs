@@ -15,9 +15,8 @@ use smallvec::smallvec;
 use crate::allocation::Allocation;
 use crate::extents::Extent;
 use crate::mapping::{Contents, Operation, Refusal, Stuck};
+use crate::mappings::Mappings;
 use crate::operation::OpenOperation;
-use crate::ownership::{Mappings, Ownership};
-use crate::pool::Inner;
 
 /// How far a conversion came at once.
 pub(crate) enum AtOnce<'p> {
@@ -34,7 +33,7 @@ pub(crate) struct Snag<'p> {
     pub(crate) operation: OpenOperation<'p>,
     pub(crate) stage: Stage,
     /// The list that the stage counts in.
-    pub(crate) mappings: Guard<Arc<Mappings>>,
+    pub(crate) mappings: Arc<Mappings>,
 }
 
 /// Where an operation stands.
@@ -49,66 +48,58 @@ pub(crate) enum Stage {
 }
 
 /// The mark of an operation that is on its way: whoever drops it, because a mapping panicked, gives it to the general way.
-struct Marked<'p> {
-    pool: &'p Inner,
-    owned: &'p Ownership,
-    run: Extent,
-    /// The part of the run that changes: the rest is as asked, and stays so while it is marked.
-    changes: PfnRange,
-    id: OperationId,
-    intent: Intent,
-    swept: u64,
+pub(crate) struct Marked<'p> {
+    pub(crate) allocation: &'p Allocation,
+    pub(crate) op: Operation,
+    /// Whether all of the run changes. What does not is as asked, and stays so while it is marked.
+    pub(crate) changes_all: bool,
+    /// How many marks had been swept before.
+    pub(crate) swept: u64,
 }
 
 impl<'p> Marked<'p> {
+    #[cold]
     fn open(&self) -> OpenOperation<'p> {
-        let changes_all = self.changes == self.run.frames;
-        OpenOperation::adopt(self.pool, self.owned, self.id, smallvec![self.run], self.intent, self.swept, changes_all)
+        let (pool, owned) = (&self.allocation.pool, &self.allocation.owned);
+        let run = Extent { offset: self.op.guest_offset, frames: self.op.frames };
+        OpenOperation::adopt(pool, owned, self.op.id, smallvec![run], self.op.intent, self.swept, self.changes_all)
     }
 
     #[cold]
-    fn snag(self, stage: Stage, mappings: Guard<Arc<Mappings>>) -> AtOnce<'p> {
+    pub(crate) fn snag(self, stage: Stage, mappings: Arc<Mappings>) -> Box<Snag<'p>> {
         let operation = self.open();
         std::mem::forget(self);
-        AtOnce::Snag(Box::new(Snag { operation, stage, mappings }))
+        Box::new(Snag { operation, stage, mappings })
     }
 
     /// Whether no sweep has taken a mark from anybody since this operation began.
-    #[inline]
+    #[inline(always)]
     fn is_undisturbed(&self) -> bool {
-        self.swept == self.pool.swept()
+        self.swept == self.allocation.pool.swept()
     }
 
-    /// Steps 2 and 3: every mapping, and last the backing.
+    /// Steps 2 and 3, for the part of the run that changes: every mapping, and last the backing.
     #[inline(always)]
-    fn prove(&self, mappings: &Mappings) -> Result<(), Box<Stage>> {
-        let op = Operation {
-            id: self.id,
-            intent: self.intent,
-            contents: self.owned.contents,
-            allocation: self.owned.id,
-            frames: self.run.frames,
-            guest_offset: self.run.offset,
-        };
+    pub(crate) fn prove(&self, changes: PfnRange, mappings: &Mappings) -> Result<(), Box<Stage>> {
         for (nth, attached) in mappings.iter().enumerate() {
             if !attached.is_attached() || !self.is_undisturbed() {
                 return Err(Box::new(Stage::Preparing { nth, refusal: None }));
             }
-            attached.mapping.prepare(&op).map_err(|refusal| Box::new(Stage::Preparing { nth, refusal: Some(refusal) }))?;
+            attached.mapping.prepare(&self.op).map_err(|refusal| Box::new(Stage::Preparing { nth, refusal: Some(refusal) }))?;
         }
         for (nth, attached) in mappings.iter().enumerate() {
             if !self.is_undisturbed() {
                 return Err(Box::new(Stage::Invalidating { nth, stuck: None }));
             }
-            let proof = attached.mapping.invalidate(&op, self.changes);
+            let proof = attached.mapping.invalidate(&self.op, changes);
             proof.map_err(|stuck| Box::new(Stage::Invalidating { nth, stuck: Some(stuck) }))?;
         }
-        if self.intent == Intent::Share && self.owned.contents == Contents::Zero {
+        if self.op.intent == Intent::Share && self.op.contents == Contents::Zero {
             let nth = mappings.len();
             if !self.is_undisturbed() {
                 return Err(Box::new(Stage::Invalidating { nth, stuck: None }));
             }
-            let proof = self.pool.backing.scrub(&op, self.changes);
+            let proof = self.allocation.pool.backing.scrub(&self.op, changes);
             proof.map_err(|stuck| Box::new(Stage::Invalidating { nth, stuck: Some(stuck) }))?;
         }
         Ok(())
@@ -124,26 +115,35 @@ impl Drop for Marked<'_> {
 
 impl Allocation {
     /// Converts the range if that can be done at once.
-    // Always: each intent gets its own copy, in which nothing asks for the intent again.
-    #[inline(always)]
     pub(crate) fn convert_at_once(&self, range: &Range<u64>, intent: Intent) -> AtOnce<'_> {
         let Some((run, piece, record)) = self.sole_piece(range) else { return AtOnce::Look };
         let swept = self.pool.swept();
-        let Some((id, changes)) = record.lock().begin_at_once(piece.span, self.owned.id, intent, piece.record as u64) else {
-            return AtOnce::Look;
-        };
+        let mut gib = record.lock();
+        // What was found without a search may be from before a frame was replaced.
+        let found = self.owned.extents.generation() == 0;
+        let begun = if found { gib.begin_at_once(piece.span, self.owned.id, intent, piece.record as u64) } else { None };
+        drop(gib);
+        let Some((id, changes)) = begun else { return AtOnce::Look };
         let changes = if changes == piece.span { run.frames } else { changes.in_gib_of(run.frames.start()) };
-        let marked = Marked { pool: &self.pool, owned: &self.owned, run, changes, id, intent, swept };
+        let changes_all = changes == run.frames;
+        let marked = Marked { allocation: self, op: self.operation(id, intent, run), changes_all, swept };
         // Read after the mark: see `Ownership::mappings`.
         let mappings = self.owned.mappings.load();
-        if let Err(stage) = marked.prove(&mappings) {
-            return marked.snag(*stage, mappings);
+        if let Err(stage) = marked.prove(changes, &mappings) {
+            return AtOnce::Snag(marked.snag(*stage, Guard::into_inner(mappings)));
         }
         if !record.lock().flip(id, piece.span, intent) {
             // Something came up meanwhile: poison, or the owner's death.
-            return marked.snag(Stage::Proven, mappings);
+            return AtOnce::Snag(marked.snag(Stage::Proven, Guard::into_inner(mappings)));
         }
         std::mem::forget(marked);
         AtOnce::Done(run)
+    }
+
+    /// What every mapping is told of an operation on one run.
+    #[inline(always)]
+    pub(crate) fn operation(&self, id: OperationId, intent: Intent, run: Extent) -> Operation {
+        let (contents, allocation) = (self.owned.contents, self.owned.id);
+        Operation { id, intent, contents, allocation, frames: run.frames, guest_offset: run.offset }
     }
 }

@@ -8,10 +8,11 @@ use crate::allocation::Allocation;
 use crate::asking::Losses;
 use crate::extents::{Extent, Runs};
 use crate::ledger::Entry;
+use crate::locked::Lists;
 use crate::mapping::Mapping;
-use crate::operation::{Begun, OpenOperation, Partition};
+use crate::mappings::{Attached, Mappings};
+use crate::operation::{Begun, OpenOperation, Partition, pieces_of};
 use crate::outcome::{Blocked, Refused};
-use crate::ownership::{Attached, Mappings};
 use crate::withdrawal::Lost;
 
 /// A mapping that was detached: it proved every sound frame of the allocation unreachable. Only [`Allocation::detach`] makes
@@ -149,7 +150,7 @@ impl Allocation {
     /// Takes a mapping off the list, or keeps it for the frames of `rest` only; false when it is not attached any more, or when
     /// a frame was replaced since `generation`: the new frame bore no mark, so it may be mapped and nobody asked about it.
     fn remove(&self, gone: &Attached, rest: &RunSet, generation: u64) -> bool {
-        let _editing = self.owned.editing.lock();
+        let editing = self.owned.editing.lock();
         if self.owned.extents.generation() != generation {
             return false;
         }
@@ -164,6 +165,11 @@ impl Allocation {
             mappings[at].name = format!("{} (detached)", gone.name).into();
         }
         self.owned.mappings.store(Arc::new(mappings));
+        // The lists that conversions left in the records would keep the mapping alive. None is in use: every sound frame is marked.
+        let pieces = self.owned.extents.with(|extents| pieces_of(&self.pool, extents));
+        let left: Lists = pieces.iter().filter_map(|piece| self.pool.records.record(piece.record).lock().take_list()).collect();
+        drop(editing);
+        drop(left);
         true
     }
 
@@ -176,7 +182,7 @@ impl Allocation {
         let mut rest: RunSet = self.owned.released.lock().iter().map(|extent| extent.frames).collect();
         let mut sound = RunSet::new();
         let extents = self.extents();
-        for piece in crate::operation::pieces_of(&self.pool, &extents) {
+        for piece in pieces_of(&self.pool, &extents) {
             let gib = self.pool.records.record(piece.record).lock();
             for (span, withdrawn) in gib.live_runs(piece.span, self.owned.id) {
                 let frames = span.in_gib_of(piece.frames.start());

@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 
-use pageless_metadata::{FRAME_BYTES, Intent, RunSet};
+use pageless_metadata::{FRAME_BYTES, Intent, PfnRange, RunSet};
 
 use crate::allocation::Allocation;
 use crate::asking::Losses;
 use crate::at_once::{AtOnce, Snag, Stage};
 use crate::extents::Extent;
 use crate::mapping::Stuck;
+use crate::mappings::Mappings;
 use crate::operation::{Begun, OpenOperation, Partition};
 use crate::outcome::{Blocked, Convert, Refused};
-use crate::ownership::Mappings;
 
 /// A conversion that succeeded for every frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,6 +21,12 @@ pub struct Converted {
 }
 
 impl Converted {
+    /// These frames, some of which had to change.
+    #[inline(always)]
+    pub(crate) fn changing(frames: PfnRange) -> Self {
+        Self { frames: frames.into(), changed: true }
+    }
+
     /// The frames of the range: all of them are now as asked.
     #[must_use]
     pub const fn frames(&self) -> &RunSet {
@@ -40,31 +46,27 @@ impl Allocation {
     ///
     /// `range` is in bytes from the start of the allocation, aligned to 4 KiB. Frames that are shared already are left alone.
     pub fn share(&self, range: Range<u64>) -> Result<Converted, Convert> {
-        self.convert(&range, Intent::Share)
+        self.convert(range, Intent::Share)
     }
 
     /// Converts the range to private: every mapping gives up the shared frames, and only the guest may reach them.
     ///
     /// `range` is in bytes from the start of the allocation, aligned to 4 KiB. Frames that are private already are left alone.
     pub fn unshare(&self, range: Range<u64>) -> Result<Converted, Convert> {
-        self.convert(&range, Intent::Unshare)
+        self.convert(range, Intent::Unshare)
     }
 
-    // Always: see `convert_at_once`.
-    #[inline(always)]
-    fn convert(&self, range: &Range<u64>, intent: Intent) -> Result<Converted, Convert> {
-        match self.convert_at_once(range, intent) {
-            AtOnce::Done(run) => Ok(Converted { frames: run.frames.into(), changed: true }),
-            AtOnce::Look => self.convert_looking(range, intent),
-            AtOnce::Snag(snag) => Self::go_on_after(snag),
+    /// Converts what cannot be converted [quickly](Self::convert).
+    #[inline(never)]
+    pub(crate) fn convert_looking(&self, range: Range<u64>, intent: Intent) -> Result<Converted, Convert> {
+        match self.convert_at_once(&range, intent) {
+            AtOnce::Done(run) => return Ok(Converted::changing(run.frames)),
+            AtOnce::Snag(snag) => return Self::go_on_after(snag),
+            AtOnce::Look => {}
         }
-    }
-
-    #[cold]
-    fn convert_looking(&self, range: &Range<u64>, intent: Intent) -> Result<Converted, Convert> {
         loop {
             let generation = self.owned.extents.generation();
-            match self.convert_as_mapped(range, intent) {
+            match self.convert_as_mapped(&range, intent) {
                 // The frames were released because others took their place while this conversion looked them up.
                 Err(Convert::Refused(Refused::Released { .. })) if generation != self.owned.extents.generation() => {}
                 result => return result,
@@ -87,7 +89,7 @@ impl Allocation {
 
     /// Ends a conversion that did not end at once.
     #[cold]
-    fn go_on_after(snag: Box<Snag<'_>>) -> Result<Converted, Convert> {
+    pub(crate) fn go_on_after(snag: Box<Snag<'_>>) -> Result<Converted, Convert> {
         let Snag { mut operation, stage, mappings } = *snag;
         match stage {
             Stage::Preparing { nth, mut refusal } => {

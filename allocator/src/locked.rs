@@ -1,30 +1,55 @@
 //! A record's lock while it is held, and what it leaves behind: the summary that others read without it.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
-use pageless_metadata::{Gib, Summary};
+use pageless_metadata::{Gib, Intent, OperationId, Shape, Span, Summary, SummaryKey};
 use smallvec::SmallVec;
 
+use crate::mappings::Mappings;
+use crate::record::Kept;
 use crate::sync::{AtomicU64, Ordering, SpinGuard};
 
 /// One GiB's facts, locked. When they were changed, the record's summary is written before the lock is given back: whoever
 /// reads it without the lock is told what was so at some instant between two changes.
 pub(crate) struct RecordGuard<'p> {
-    gib: SpinGuard<'p, Gib>,
+    kept: SpinGuard<'p, Kept>,
     summary: &'p AtomicU64,
     changed: bool,
 }
 
 impl<'p> RecordGuard<'p> {
     #[inline]
-    pub(crate) const fn new(gib: SpinGuard<'p, Gib>, summary: &'p AtomicU64) -> Self {
-        Self { gib, summary, changed: false }
+    pub(crate) const fn new(kept: SpinGuard<'p, Kept>, summary: &'p AtomicU64) -> Self {
+        Self { kept, summary, changed: false }
     }
 
     /// Whether the summary as it was last written says what is so.
     pub(crate) fn check_summary(&self) -> Result<(), String> {
-        // Relaxed: written under the lock, which is held.
-        self.gib.check_summary(Summary::from_word(self.summary.load(Ordering::Relaxed)))
+        self.kept.gib.check_summary(said(self.summary))
+    }
+
+    /// Whether nothing has changed since the operation began in quiet: whoever changed something has said something else.
+    pub(crate) fn is_alone(&self, operation: OperationId) -> bool {
+        said(self.summary) == Summary::alone(operation)
+    }
+
+    /// Ends a conversion that [is alone](Self::is_alone), however much has to be written.
+    pub(crate) fn flip_in_quiet(&mut self, operation: OperationId, span: Span, intent: Intent, owner: SummaryKey) {
+        self.kept.gib.flip_in_quiet(operation, span, intent);
+        say(self.summary, self.kept.gib.quiet_summary(owner));
+    }
+
+    /// Takes the list of mappings that the last conversion left here.
+    #[inline]
+    pub(crate) fn take_list(&mut self) -> Option<Arc<Mappings>> {
+        self.kept.list.take()
+    }
+
+    /// Leaves it to the next one. What was here is for the caller to drop, without the lock.
+    #[inline]
+    pub(crate) fn leave_list(&mut self, list: Arc<Mappings>) -> Option<Arc<Mappings>> {
+        self.kept.list.replace(list)
     }
 }
 
@@ -33,7 +58,7 @@ impl Deref for RecordGuard<'_> {
 
     #[inline]
     fn deref(&self) -> &Gib {
-        &self.gib
+        &self.kept.gib
     }
 }
 
@@ -41,24 +66,85 @@ impl DerefMut for RecordGuard<'_> {
     #[inline]
     fn deref_mut(&mut self) -> &mut Gib {
         self.changed = true;
-        &mut self.gib
+        &mut self.kept.gib
     }
 }
 
 impl Drop for RecordGuard<'_> {
-    // Always: the usual drop is a handful of instructions, twice per conversion.
-    #[inline(always)]
+    #[inline]
     fn drop(&mut self) {
         if !self.changed {
             return;
         }
-        let now = self.gib.summary().word();
-        // Relaxed: written under the lock, which is held. Not written where it stays, which is the usual case in a mixed GiB.
-        if self.summary.load(Ordering::Relaxed) != now {
-            // Release: pairs with the load in `Record::summary`.
-            self.summary.store(now, Ordering::Release);
+        let now = self.kept.gib.summary();
+        // Not written where it stays.
+        if said(self.summary) != now {
+            say(self.summary, now);
         }
     }
+}
+
+/// The same lock for those who do nothing but begin and end conversions in quiet, and say so themselves: nothing is left to do
+/// when it is given back.
+pub(crate) struct QuickGuard<'p> {
+    kept: SpinGuard<'p, Kept>,
+    summary: &'p AtomicU64,
+}
+
+impl<'p> QuickGuard<'p> {
+    #[inline(always)]
+    pub(crate) const fn new(kept: SpinGuard<'p, Kept>, summary: &'p AtomicU64) -> Self {
+        Self { kept, summary }
+    }
+
+    /// Begins a conversion as [`Gib::begin_quickly`] does, if the summary says that the GiB is quiet and all this owner's.
+    /// Returns the list of mappings too that the last conversion left here.
+    #[inline(always)]
+    pub(crate) fn begin(
+        mut self,
+        shape: Shape,
+        intent: Intent,
+        gib: u64,
+        owner: SummaryKey,
+    ) -> Option<(OperationId, Option<Arc<Mappings>>)> {
+        if !said(self.summary).is_quiet(owner) {
+            return None;
+        }
+        let operation = self.kept.gib.begin_quickly(shape, intent, gib)?;
+        say(self.summary, Summary::alone(operation));
+        Some((operation, self.kept.list.take()))
+    }
+
+    /// Ends a conversion as [`Gib::flip_quickly`] does, if nothing has changed since it began, and leaves `list` to the next one.
+    /// Returns what is for the caller to drop, without the lock; or the list, and nothing has happened.
+    #[inline(always)]
+    pub(crate) fn flip(
+        mut self,
+        shape: Shape,
+        (operation, intent): (OperationId, Intent),
+        owner: SummaryKey,
+        list: Arc<Mappings>,
+    ) -> Result<Option<Arc<Mappings>>, Arc<Mappings>> {
+        // Whoever changed something has said something else.
+        if said(self.summary) != Summary::alone(operation) || !self.kept.gib.flip_quickly(shape, intent) {
+            return Err(list);
+        }
+        say(self.summary, self.kept.gib.quiet_summary(owner));
+        Ok(self.kept.list.replace(list))
+    }
+}
+
+/// The summary as it was last written.
+#[inline(always)]
+fn said(summary: &AtomicU64) -> Summary {
+    // Relaxed: written under the lock, which is held.
+    Summary::from_word(summary.load(Ordering::Relaxed))
+}
+
+#[inline(always)]
+fn say(summary: &AtomicU64, now: Summary) {
+    // Release: pairs with the load in `Record::summary`.
+    summary.store(now.word(), Ordering::Release);
 }
 
 /// Several locked records, by index, ascending.
@@ -84,4 +170,13 @@ impl<'p> Locked<'p> {
         debug_assert_eq!(self.records[self.last].0, record, "this record is not locked");
         &mut self.records[self.last].1
     }
+
+    /// Takes the lists of mappings that conversions left in these records: the caller drops them without the locks.
+    #[must_use]
+    pub(crate) fn take_lists(&mut self) -> Lists {
+        self.records.iter_mut().filter_map(|(_, record)| record.take_list()).collect()
+    }
 }
+
+/// Lists that were taken from records.
+pub(crate) type Lists = SmallVec<[Arc<Mappings>; 1]>;

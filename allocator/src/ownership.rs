@@ -4,52 +4,13 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use pageless_metadata::{AllocationId, PfnRange, RunSet};
-use smallvec::{SmallVec, smallvec};
+use pageless_metadata::{AllocationId, PfnRange};
 
 use crate::extents::{Extent, Extents};
-use crate::mapping::{Contents, Mapping};
+use crate::mapping::Contents;
+use crate::mappings::MappingList;
 use crate::request::Request;
 use crate::sync::{AtomicBool, Mutex, Ordering};
-use crate::whole_gibs::WholeGib;
-
-/// A mapping, and the name it was attached under.
-#[derive(Clone)]
-pub(crate) struct Attached {
-    pub(crate) name: Arc<str>,
-    pub(crate) mapping: Arc<dyn Mapping>,
-    /// Detached while these frames were released or withdrawn: its proof for them is still needed, and for them only.
-    pub(crate) retired: Option<RunSet>,
-    /// Attached before the pool was reopened, and nobody answers for it yet.
-    pub(crate) unanswered: bool,
-}
-
-impl Attached {
-    /// Whether translations may still be established through it.
-    pub(crate) const fn is_attached(&self) -> bool {
-        self.retired.is_none()
-    }
-
-    /// Whether the two are one attachment. The same mapping may be attached again, even under the same name.
-    pub(crate) fn is_the_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.name, &other.name)
-    }
-
-    /// Whether some of `frames` need its proof.
-    #[inline]
-    pub(crate) fn is_needed_for(&self, frames: PfnRange) -> bool {
-        self.retired.as_ref().is_none_or(|rest| rest.clipped(frames).next().is_some())
-    }
-
-    /// The parts of `frames` that need its proof.
-    pub(crate) fn needed_for(&self, frames: PfnRange) -> SmallVec<[PfnRange; 1]> {
-        self.retired.as_ref().map_or_else(|| smallvec![frames], |rest| rest.clipped(frames).collect())
-    }
-}
-
-/// The mappings of an allocation, in the order of attachment.
-pub(crate) type Mappings = Vec<Attached>;
 
 /// One allocation.
 pub(crate) struct Ownership {
@@ -60,12 +21,9 @@ pub(crate) struct Ownership {
     pub(crate) secret: u128,
     pub(crate) contents: Contents,
     pub(crate) extents: Extents,
-    /// The guest GiBs that were whole GiBs of the pool when the allocation began: nothing of that changes until a frame is
-    /// replaced.
-    pub(crate) gibs: Box<[WholeGib]>,
-    /// Read on every conversion, so a pointer that is swapped, not a lock. Read after marking: a mapping attached before the
-    /// mark is in the list, and one attached later can establish nothing on the marked frames.
-    pub(crate) mappings: ArcSwap<Mappings>,
+    /// Read after marking: a mapping attached before the mark is in the list, and one attached later can establish nothing on
+    /// the marked frames.
+    pub(crate) mappings: MappingList,
     /// Serialises changes of the list of mappings and of the extents, and the end of the owner. Taken before the gate of
     /// frames in transit and before GiB locks, never during a mapping's call.
     pub(crate) editing: Mutex<()>,
@@ -75,7 +33,7 @@ pub(crate) struct Ownership {
 }
 
 impl Ownership {
-    pub(crate) fn new(id: AllocationId, request: &Request, extents: Vec<Extent>, gibs: Box<[WholeGib]>) -> Self {
+    pub(crate) fn new(id: AllocationId, request: &Request, extents: Vec<Extent>) -> Self {
         Self {
             id,
             owner: Arc::clone(&request.owner),
@@ -83,8 +41,7 @@ impl Ownership {
             secret: 0,
             contents: request.contents,
             extents: Extents::new(extents),
-            gibs,
-            mappings: ArcSwap::from_pointee(Mappings::new()),
+            mappings: MappingList::new(),
             editing: Mutex::new(()),
             released: Mutex::new(Vec::new()),
             live: AtomicBool::new(true),

@@ -22,7 +22,6 @@ use crate::placement;
 use crate::record::{Piece, Records};
 use crate::request::{AllocateError, Request};
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
-use crate::whole_gibs::whole_gibs;
 use crate::withdrawal::{Entry, Lost, Registry, RetryPolicy, Withdrawn};
 
 /// A pool of frames. Clones are handles to the same pool; all verbs may run concurrently from many threads.
@@ -165,11 +164,10 @@ impl Pool {
                     return Err(error.into());
                 }
             };
-            let gibs = whole_gibs(&pool.records, &extents);
-            let mut owned = Ownership::new(id, &request, extents, gibs);
+            let mut owned = Ownership::new(id, &request, extents);
             owned.secret = secret;
             if let Some(owned) = pool.transit.leave(&runs, || pool.assign(Arc::new(owned), &runs, &request)) {
-                return Ok(Allocation { owned, pool: Arc::clone(pool) });
+                return Ok(Allocation::new(owned, pool));
             }
             pool.undo_allocation(id);
             // A frame was poisoned between being taken and being assigned: what is sound went back, so try again.

@@ -4,20 +4,32 @@
 //! never write to the same pair. Locks are taken in the order of frame numbers and never held across a mapping's call.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use pageless_metadata::{Gib, Order, Pfn, PfnRange, Span, Summary};
 use smallvec::SmallVec;
 
 use crate::backing::NodeFrames;
 use crate::frames::Frames;
-use crate::locked::{Locked, RecordGuard};
+use crate::locked::{Locked, QuickGuard, RecordGuard};
+use crate::mappings::Mappings;
 use crate::sync::{AtomicU64, Ordering, SpinLock};
 
 /// One GiB's facts behind their lock, and the usual answers in a word beside it.
 #[repr(align(128))]
 pub(crate) struct Record {
-    gib: SpinLock<Gib>,
+    kept: SpinLock<Kept>,
     summary: AtomicU64,
+}
+
+/// What a record's lock is the lock of.
+#[derive(Default)]
+pub(crate) struct Kept {
+    pub(crate) gib: Gib,
+    /// The list that the last conversion in quiet read, for the next one. It belongs to an owner of the GiB's frames: whoever
+    /// releases some of them, or detaches a mapping, takes it out. Never dropped under the lock, because a mapping's end is not
+    /// pageless's code.
+    pub(crate) list: Option<Arc<Mappings>>,
 }
 
 #[cfg(not(feature = "shuttle"))]
@@ -25,18 +37,23 @@ const _: () = assert!(size_of::<Record>() == 128);
 
 impl Record {
     fn new() -> Self {
-        Self { gib: SpinLock::new(Gib::new()), summary: AtomicU64::new(Summary::NOTHING.word()) }
+        Self { kept: SpinLock::new(Kept::default()), summary: AtomicU64::new(Summary::NOTHING.word()) }
     }
 
     #[inline]
     pub(crate) fn lock(&self) -> RecordGuard<'_> {
-        RecordGuard::new(self.gib.lock(), &self.summary)
+        RecordGuard::new(self.kept.lock(), &self.summary)
+    }
+
+    #[inline(always)]
+    pub(crate) fn lock_quickly(&self) -> QuickGuard<'_> {
+        QuickGuard::new(self.kept.lock(), &self.summary)
     }
 
     /// What the word beside the lock says: the truth at some instant between two changes, or nothing.
     #[inline]
     pub(crate) fn summary(&self) -> Summary {
-        // Acquire: pairs with the store in `RecordGuard::drop`.
+        // Acquire: pairs with the store in `locked::say`.
         Summary::from_word(self.summary.load(Ordering::Acquire))
     }
 }
@@ -77,7 +94,8 @@ pub(crate) type Pieces = SmallVec<[Piece; 1]>;
 /// All nodes and records of a pool.
 pub(crate) struct Records {
     nodes: Vec<Node>,
-    records: Box<[Record]>,
+    /// Every handle has them too: its way to them is short.
+    records: Arc<[Record]>,
 }
 
 impl Records {
@@ -103,16 +121,15 @@ impl Records {
         self.nodes.iter().find(|node| node.span().contains(pfn))
     }
 
+    /// All of them, for a handle.
+    pub(crate) fn all(&self) -> Arc<[Record]> {
+        Arc::clone(&self.records)
+    }
+
     /// The record with this index; indices come from [`Piece::record`].
     #[inline]
     pub(crate) fn record(&self, index: usize) -> &Record {
         &self.records[index]
-    }
-
-    /// The same for an index that may be none.
-    #[inline]
-    pub(crate) fn get(&self, index: usize) -> Option<&Record> {
-        self.records.get(index)
     }
 
     pub(crate) fn indices(&self) -> Range<usize> {

@@ -59,7 +59,9 @@ impl Allocation {
         }
         self.pool.tell_released(&self.owned, &released);
         let released: RunSet = released.iter().map(|run| run.frames).collect();
+        let lists = locked.take_lists();
         drop((locked, editing));
+        drop(lists);
         self.pool.enqueue(&self.owned);
         Ok(released)
     }
@@ -78,7 +80,9 @@ impl Allocation {
         });
         self.pool.tell_released(&self.owned, &released);
         let released: RunSet = released.iter().map(|run| run.frames).collect();
+        let lists = locked.take_lists();
         drop(locked);
+        drop(lists);
         self.pool.enqueue(&self.owned);
         Ok(released)
     }
@@ -102,7 +106,9 @@ impl Inner {
         let (mut locked, mut released) = (self.records.lock(&pieces), Runs::new());
         pieces.iter().for_each(|piece| self.release_piece(owned, locked.gib(piece.record), *piece, &mut released));
         self.tell_released(owned, &released);
+        let lists = locked.take_lists();
         drop((locked, editing));
+        drop(lists);
         self.enqueue(owned);
         true
     }

@@ -82,6 +82,7 @@ impl Allocation {
             }
             gib.allocate(piece.span, self.owned.id, Shareability::Private);
         }
+        self.way.close();
         // Before the lost frame goes: whoever finds it released looks whether the extents have changed, and then again.
         self.owned.extents.replace(lost.offset, taken.start());
         for piece in self.pool.records.pieces(lost.frames) {
@@ -89,8 +90,11 @@ impl Allocation {
             // The mark may have been lifted by proof since it was checked; the frame then is released and sound, and
             // reclaim frees it.
             gib.release(piece.span, self.owned.id);
+            let list = gib.take_list();
             self.pool.registry.lock().give_up(piece.frames);
             self.owned.add_released(lost);
+            drop(gib);
+            drop(list);
         }
         true
     }

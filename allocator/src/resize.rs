@@ -35,14 +35,18 @@ impl Allocation {
     /// sound, one known shareability, no hold, nothing converting.
     #[inline]
     pub fn promotable(&self, offset: u64, order: Order) -> Result<(), Blocked> {
-        match self.whole_gib(offset) {
+        match self.way.in_a_row(offset) {
             // What could be one leaf of 1 GiB could be smaller ones.
-            Some((_, record)) if record.summary().could_be_one_leaf(self.owned.id) => Ok(()),
+            Some((_, record, _)) if record.summary().could_be_one_leaf(self.way.key()) => Ok(()),
             _ => self.look_whether_promotable(offset, order),
         }
     }
 
+    #[inline(never)]
     fn look_whether_promotable(&self, offset: u64, order: Order) -> Result<(), Blocked> {
+        if self.summary_at(offset).could_be_one_leaf(self.way.key()) {
+            return Ok(());
+        }
         let (block, piece) = self.block(offset, order)?;
         let gib = self.pool.records.record(piece.record).lock();
         let obstacle = gib.obstacle(piece.span, self.owned.id, Purpose::Change);

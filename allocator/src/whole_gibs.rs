@@ -1,43 +1,106 @@
 //! The guest GiBs of an allocation that are whole GiBs of the pool: the way from a guest offset to a record without a search.
 //!
-//! An allocation of whole GiBs, which is what a host of confidential VMs hands out, has nothing else. Everything else is found
-//! through the extents.
+//! An allocation of whole GiBs, which is what a host of confidential VMs hands out, has nothing else, and mostly in a row: then
+//! its handle finds a record by one addition. Everything else is found through the extents.
 
-use pageless_metadata::{Order, Pfn, PfnRange, Span};
+use std::sync::Arc;
+
+use pageless_metadata::{FRAME_BYTES, Order, Pfn, SummaryKey};
 
 use crate::extents::Extent;
-use crate::record::Records;
+use crate::ownership::Ownership;
+use crate::record::{Record, Records};
+use crate::sync::{AtomicU64, Ordering};
+
+/// What a handle knows by heart: where the guest's whole GiBs are, and what their summaries are compared with.
+pub(crate) struct ShortWay {
+    records: Arc<[Record]>,
+    /// Bytes of the GiBs in a row that the allocation begins with: an offset below lies in one of them.
+    in_a_row: u64,
+    /// The first of them.
+    first: WholeGib,
+    /// What is behind each guest GiB, where not all are in that row.
+    others: Box<[WholeGib]>,
+    /// The owner's key until a frame is replaced, and nobody's from then on: where the GiBs were, another may be.
+    key: AtomicU64,
+}
 
 /// A guest GiB that is one GiB of the pool.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct WholeGib {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct WholeGib {
     /// Index of its record; [`NONE`] where the guest GiB is made of parts.
     record: u32,
-    /// Its frames.
-    frames: PfnRange,
+    /// Its first frame.
+    start: Pfn,
 }
 
 const NONE: u32 = u32::MAX;
+const NO_GIB: WholeGib = WholeGib { record: NONE, start: Pfn::new(0) };
 
 impl WholeGib {
-    /// Index of its record, past all records where the guest GiB is made of parts.
-    #[inline]
-    pub(crate) const fn record(self) -> usize {
-        self.record as usize
+    /// The GiB that is `nth` after it in the pool.
+    fn next(self, nth: u64) -> Self {
+        let record = u64::from(self.record) + nth;
+        Self { record: u32::try_from(record).unwrap_or(NONE), start: self.start.add(nth * Order::GIB1.frames()) }
+    }
+}
+
+impl ShortWay {
+    /// The way of a handle of `owned`.
+    pub(crate) fn new(records: &Records, owned: &Ownership) -> Self {
+        let key = if owned.extents.generation() == 0 { SummaryKey::new(owned.id) } else { SummaryKey::NOBODY };
+        let gibs = owned.extents.with(|extents| whole_gibs(records, extents));
+        let first = gibs.first().copied().unwrap_or(NO_GIB);
+        let row = (0..).zip(&gibs).take_while(|(nth, gib)| **gib == first.next(*nth) && gib.record != NONE).count();
+        Self {
+            records: records.all(),
+            in_a_row: row as u64 * Order::GIB1.bytes(),
+            first,
+            others: if row == gibs.len() { Box::default() } else { gibs.into_boxed_slice() },
+            key: AtomicU64::new(key.word()),
+        }
     }
 
-    /// The frames of it that lie in `span`.
+    /// The record of the guest GiB around `offset`, in bytes, if it is one of those in a row, with its index and the frame at
+    /// `offset`: no search. It counts only as long as the summaries are the [key](Self::key)'s.
+    #[inline(always)]
+    pub(crate) fn in_a_row(&self, offset: u64) -> Option<(usize, &Record, Pfn)> {
+        if offset >= self.in_a_row {
+            return None;
+        }
+        // At most the number of records.
+        #[allow(clippy::cast_possible_truncation)]
+        let index = self.first.record as usize + (offset / Order::GIB1.bytes()) as usize;
+        self.records.get(index).map(|record| (index, record, self.first.start.add(offset / FRAME_BYTES)))
+    }
+
+    /// The same, also where guest and pool have the GiB whole beside that row.
     #[inline]
-    pub(crate) fn part(self, span: Span) -> Option<PfnRange> {
-        self.frames.sub(u64::from(span.start()), u64::from(span.frames()))
+    pub(crate) fn find(&self, offset: u64) -> Option<(usize, &Record, Pfn)> {
+        self.in_a_row(offset).or_else(|| {
+            let gib = self.others.get(usize::try_from(offset / Order::GIB1.bytes()).ok()?)?;
+            let frame = gib.start.add(offset % Order::GIB1.bytes() / FRAME_BYTES);
+            self.records.get(gib.record as usize).map(|record| (gib.record as usize, record, frame))
+        })
+    }
+
+    /// What the summaries of these GiBs are compared with.
+    #[inline(always)]
+    pub(crate) fn key(&self) -> SummaryKey {
+        // Acquire: whoever is told that a frame was replaced sees it.
+        SummaryKey::from_word(self.key.load(Ordering::Acquire))
+    }
+
+    /// A frame is being replaced: from now on everything is found through the extents.
+    pub(crate) fn close(&self) {
+        self.key.store(SummaryKey::NOBODY.word(), Ordering::Release);
     }
 }
 
 /// What is behind each guest GiB that the extents cover to its end, in guest order.
-pub(crate) fn whole_gibs(records: &Records, extents: &[Extent]) -> Box<[WholeGib]> {
-    let none = WholeGib { record: NONE, frames: PfnRange::single(Pfn::new(0)) };
+fn whole_gibs(records: &Records, extents: &[Extent]) -> Vec<WholeGib> {
     let gibs = extents.last().map_or(0, |last| last.end() / Order::GIB1.bytes());
-    let mut found = vec![none; usize::try_from(gibs).unwrap_or(0)].into_boxed_slice();
+    let mut found = vec![NO_GIB; usize::try_from(gibs).unwrap_or(0)];
     for (extent, piece) in extents.iter().flat_map(|extent| records.pieces(extent.frames).map(move |piece| (extent, piece))) {
         let offset = extent.offset_of(piece.frames.start());
         let place = usize::try_from(offset / Order::GIB1.bytes()).ok().and_then(|nth| found.get_mut(nth));
@@ -45,7 +108,7 @@ pub(crate) fn whole_gibs(records: &Records, extents: &[Extent]) -> Box<[WholeGib
             && piece.span.is_whole()
             && offset.is_multiple_of(Order::GIB1.bytes())
         {
-            *place = WholeGib { record: u32::try_from(piece.record).unwrap_or(NONE), frames: piece.frames };
+            *place = WholeGib { record: u32::try_from(piece.record).unwrap_or(NONE), start: piece.frames.start() };
         }
     }
     found
@@ -54,6 +117,8 @@ pub(crate) fn whole_gibs(records: &Records, extents: &[Extent]) -> Box<[WholeGib
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use pageless_metadata::PfnRange;
+
     use super::*;
     use crate::backing::NodeFrames;
 
@@ -80,9 +145,8 @@ mod tests {
             })
             .collect();
         let found = whole_gibs(&records, &extents);
-        let whole: Vec<Option<(usize, u64)>> =
-            found.iter().map(|gib| (gib.record != NONE).then(|| (gib.record(), gib.frames.start().get() / GIB))).collect();
+        let whole: Vec<Option<(u32, u64)>> =
+            found.iter().map(|gib| (gib.record != NONE).then(|| (gib.record, gib.start.get() / GIB))).collect();
         assert_eq!(whole, [Some((2, 6)), None, None, None, Some((10, 14))]);
-        assert!(records.get(found[1].record()).is_none());
     }
 }

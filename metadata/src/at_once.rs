@@ -3,12 +3,12 @@
 //! Each does what the general steps of [`Gib`] do, or says that somebody must look closer and does nothing.
 
 use crate::gib::changes_shareability;
-use crate::{AllocationId, Gib, Intent, Mark, OperationId, Span, Tenant};
+use crate::{AllocationId, Gib, Intent, Mark, OperationId, Shape, Span, Tenant};
 
 impl Gib {
     /// Begins a conversion of `span` at once, if nothing at all is in its way and what changes is one run: returns that run. None,
     /// and nothing done, where somebody must look closer with [`obstacle`](Self::obstacle) and [`to_change`](Self::to_change).
-    #[inline(always)]
+    #[inline]
     pub fn begin_at_once(
         &mut self,
         span: Span,
@@ -23,11 +23,42 @@ impl Gib {
         if !clear {
             return None;
         }
-        let shared = intent == Intent::Share;
-        let changes = if self.share.reserve_change(span, shared) { span } else { self.reserve_one_run(span, shared)? };
+        let changes = self.reserve_change(span, intent)?;
         let operation = self.next_operation(gib);
         self.converting.mark(Mark { span, operation, intent });
         Some((operation, changes))
+    }
+
+    /// [`begin_at_once`](Self::begin_at_once) in a GiB whose [`Summary`](crate::Summary) says that it is quiet and all the
+    /// asker's: nothing can be in the way. For a usual span of which every frame changes, where that is a matter of a few words:
+    /// it allocates nothing and calls nobody. None, and nothing done, where it is not.
+    #[inline(always)]
+    pub fn begin_quickly(&mut self, shape: Shape, intent: Intent, gib: u64) -> Option<OperationId> {
+        if !self.share.reserve_quickly(shape, intent == Intent::Share) {
+            return None;
+        }
+        let operation = self.next_operation(gib);
+        self.converting.mark_first(Mark { span: shape.span(), operation, intent });
+        Some(operation)
+    }
+
+    /// [`flip_in_quiet`](Self::flip_in_quiet) of what [began quickly](Self::begin_quickly), where that is a matter of a few words
+    /// again; false, and nothing done, where it is not.
+    #[inline(always)]
+    pub fn flip_quickly(&mut self, shape: Shape, intent: Intent) -> bool {
+        // The demotion first: it may be done although the rest is not.
+        let flipped = self.demoted.demote_quickly(shape) && self.share.set_quickly(shape, intent == Intent::Share);
+        if flipped {
+            self.converting.clear_first();
+        }
+        flipped
+    }
+
+    /// Reserves `span` if what changes in it is one run, and returns that run.
+    #[inline]
+    fn reserve_change(&mut self, span: Span, intent: Intent) -> Option<Span> {
+        let shared = intent == Intent::Share;
+        if self.share.reserve_change(span, shared) { Some(span) } else { self.reserve_one_run(span, shared) }
     }
 
     /// Reserves `span` where only one run of it is not `shared` (or not private) yet, and returns that run.
@@ -39,7 +70,7 @@ impl Gib {
 
     /// Ends a proven conversion that nothing came between, at no more cost than it must have: no rare fact about its frames, one
     /// live owner, the mark as it was set. Says false, and does nothing, where [`finish`](Self::finish) must look closer.
-    #[inline(always)]
+    #[inline]
     pub fn flip(&mut self, operation: OperationId, span: Span, intent: Intent) -> bool {
         let live = self.tenure.live_owner_of_all().is_some() || self.has_one_live_tenant(span);
         let unusual = self.rare.as_ref().is_some_and(|rare| !rare.is_known_and_sound(span));
@@ -49,11 +80,22 @@ impl Gib {
         if !self.converting.clear_exact(Mark { span, operation, intent }) {
             return false;
         }
-        self.share.set_reserved(span, intent == Intent::Share);
-        if !self.demoted.is_broken_at(span) {
-            self.demoted.demote(span);
-        }
+        self.set_converted(span, intent);
         true
+    }
+
+    /// [`flip`](Self::flip) of a conversion that [began quickly](Self::begin_quickly) where nothing has changed since.
+    #[inline]
+    pub fn flip_in_quiet(&mut self, operation: OperationId, span: Span, intent: Intent) {
+        debug_assert!(self.converting.is_first(Mark { span, operation, intent }), "{operation} is not the first here");
+        self.converting.clear_first();
+        self.set_converted(span, intent);
+    }
+
+    #[inline]
+    fn set_converted(&mut self, span: Span, intent: Intent) {
+        self.share.set_reserved(span, intent == Intent::Share);
+        self.demoted.demote_again(span);
     }
 
     #[inline(never)]

@@ -21,7 +21,7 @@ pub(crate) const fn place(bit: u32) -> (usize, u64) {
 
 /// Whether `bit` is set.
 #[inline]
-pub(crate) fn has(bits: &Bits512, bit: u32) -> bool {
+pub(crate) const fn has(bits: &Bits512, bit: u32) -> bool {
     let (word, mask) = place(bit);
     bits[word] & mask != 0
 }

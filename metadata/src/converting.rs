@@ -94,6 +94,24 @@ impl Converting {
         }
     }
 
+    /// Marks frames where nothing is marked: [`mark`](Self::mark) without a search.
+    #[inline]
+    pub(crate) fn mark_first(&mut self, mark: Mark) {
+        debug_assert!(self.is_empty(), "{mark:?} is not the first");
+        self.inline[0] = Packed::new(mark);
+    }
+
+    /// Whether that mark stands where [`mark_first`](Self::mark_first) set it.
+    pub(crate) fn is_first(&self, mark: Mark) -> bool {
+        self.inline[0] == Packed::new(mark)
+    }
+
+    /// Clears the mark that [`mark_first`](Self::mark_first) made, where nothing was marked or cleared since.
+    #[inline]
+    pub(crate) const fn clear_first(&mut self) {
+        self.inline[0] = Packed { word: 0, operation: 0 };
+    }
+
     /// Clears what `operation` marked within `span`, and says which frames that were: none where the mark was taken away
     /// meanwhile. A mark that is only partly within `span` keeps the rest.
     pub fn clear(&mut self, operation: OperationId, span: Span) -> Option<Span> {

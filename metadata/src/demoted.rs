@@ -4,15 +4,21 @@
 //! leaves, and the block at the head and at the tail into 4 KiB leaves. The interior is never touched.
 
 use crate::bits::{self, Bits512};
+use crate::span::Shape;
 use crate::{BLOCK_FRAMES, GIB_BLOCKS, Order, Span};
 
 /// The demotions of one GiB.
 #[derive(Debug, Default)]
 pub struct Demoted {
-    // Boxed and absent while no block is broken: most GiBs of most hosts. `gib` is true whenever a block is.
+    // Boxed and absent while no block is broken: most GiBs of most hosts. The GiB is cut whenever a block is broken.
     blocks: Option<Box<Bits512>>,
-    gib: bool,
+    /// Two facts, because a GiB's record has no room for another word: the top bit says that the 1 GiB leaf is cut, the rest
+    /// counts the operations that began in the GiB.
+    word: u64,
 }
+
+/// The top bit of the word.
+const CUT: u64 = 1 << 63;
 
 /// What a demotion would add: the cost that `plan` reports.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -27,13 +33,13 @@ impl Demoted {
     /// One leaf of 1 GiB.
     #[must_use]
     pub const fn new() -> Self {
-        Self { blocks: None, gib: false }
+        Self { blocks: None, word: 0 }
     }
 
     /// The largest leaf that maps `frame` now.
     #[must_use]
     pub fn leaf(&self, frame: u32) -> Order {
-        match (self.gib, self.is_broken(frame / BLOCK_FRAMES)) {
+        match (self.is_gib_demoted(), self.is_broken(frame / BLOCK_FRAMES)) {
             (_, true) => Order::BASE,
             (true, false) => Order::MIB2,
             (false, false) => Order::GIB1,
@@ -48,7 +54,7 @@ impl Demoted {
             return NewDemotions::default();
         }
         let blocks = span.partial_blocks().map(|block| block.filter(|&block| !self.is_broken(block)));
-        NewDemotions { gib: !self.gib, blocks }
+        NewDemotions { gib: !self.is_gib_demoted(), blocks }
     }
 
     /// Whether nothing straddles the edges of `span`, which lies in one block, because that block is broken already.
@@ -57,10 +63,37 @@ impl Demoted {
         span.is_in_one_block() && self.is_broken(span.start() / BLOCK_FRAMES)
     }
 
+    /// [`demote`](Self::demote) of a usual span, where that allocates nothing; false, and nothing done, where it would.
+    #[inline(always)]
+    pub(crate) fn demote_quickly(&mut self, shape: Shape) -> bool {
+        match shape {
+            Shape::Whole => true,
+            Shape::Block(_) => {
+                self.word |= CUT;
+                true
+            }
+            Shape::Frame(frame) => self.is_broken(frame / BLOCK_FRAMES),
+        }
+    }
+
+    /// [`demote`](Self::demote) for whom it mostly is nothing new.
+    #[inline(always)]
+    pub(crate) fn demote_again(&mut self, span: Span) {
+        if span.is_whole() || self.is_broken_at(span) {
+            return;
+        }
+        if span.is_made_of_blocks() {
+            // Only the GiB's leaf straddles its edges.
+            self.word |= CUT;
+            return;
+        }
+        self.demote(span);
+    }
+
     /// Demotes the leaves that straddle the edges of `span`.
     pub fn demote(&mut self, span: Span) -> NewDemotions {
         let new = self.would_demote(span);
-        self.gib |= new.gib;
+        self.word |= if new.gib { CUT } else { 0 };
         for block in new.blocks.into_iter().flatten() {
             bits::fill(self.blocks.get_or_insert_default(), block, block + 1, true);
         }
@@ -80,13 +113,21 @@ impl Demoted {
 
     /// One 1 GiB leaf maps everything again.
     pub fn promote_gib(&mut self) {
-        *self = Self::new();
+        (self.blocks, self.word) = (None, self.word & !CUT);
     }
 
     /// Whether the 1 GiB leaf has been cut.
     #[must_use]
+    #[inline]
     pub const fn is_gib_demoted(&self) -> bool {
-        self.gib
+        self.word & CUT != 0
+    }
+
+    /// One more operation began in the GiB: how many that makes.
+    #[inline]
+    pub(crate) fn next_turn(&mut self) -> u64 {
+        self.word += 1;
+        self.word & !CUT
     }
 
     /// The number of 2 MiB blocks that are mapped by 4 KiB leaves.

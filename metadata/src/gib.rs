@@ -19,8 +19,6 @@ pub struct Gib {
     pub(crate) tenure: Tenure,
     pub(crate) converting: Converting,
     pub(crate) demoted: Demoted,
-    /// Operations begun here so far: the low part of the next operation's number.
-    turn: u64,
     /// What most GiBs never need; absent until then, and again after `compact`.
     pub(crate) rare: Option<Box<Rare>>,
 }
@@ -74,7 +72,6 @@ impl Gib {
             tenure: Tenure::new(),
             converting: Converting::new(),
             demoted: Demoted::new(),
-            turn: 0,
             rare: None,
         }
     }
@@ -151,8 +148,7 @@ impl Gib {
     /// A number for an operation that begins in this GiB, the `gib`th of the pool.
     #[inline]
     pub fn next_operation(&mut self, gib: u64) -> OperationId {
-        self.turn += 1;
-        OperationId::new(gib, self.turn)
+        OperationId::new(gib, self.demoted.next_turn())
     }
 
     /// Begins an operation on `span`. The caller has seen no obstacle.

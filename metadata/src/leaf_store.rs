@@ -9,7 +9,8 @@ use crate::bits::Bits512;
 use crate::try_box::{NoMemory, try_array};
 
 const CHUNK_LEAVES: usize = 32;
-const CHUNKS: usize = 512 / CHUNK_LEAVES;
+const BLOCKS: usize = 512;
+const CHUNKS: usize = BLOCKS / CHUNK_LEAVES;
 /// The slot of a block that has no leaf.
 const NONE: u16 = u16::MAX;
 
@@ -51,14 +52,14 @@ impl LeafStore {
     /// The leaf of `block`.
     #[inline]
     pub(crate) fn leaf(&self, block: u32) -> Option<&Leaf> {
-        let slot = self.slots[block as usize] as usize;
+        let slot = self.slots[block as usize % BLOCKS] as usize;
         self.chunks.get(slot / CHUNK_LEAVES)?.as_ref().map(|chunk| &chunk[slot % CHUNK_LEAVES])
     }
 
     /// The leaf of `block`, to be written.
     #[inline]
     pub(crate) fn leaf_mut(&mut self, block: u32) -> Option<&mut Leaf> {
-        let slot = self.slots[block as usize] as usize;
+        let slot = self.slots[block as usize % BLOCKS] as usize;
         self.chunks.get_mut(slot / CHUNK_LEAVES)?.as_mut().map(|chunk| &mut chunk[slot % CHUNK_LEAVES])
     }
 
@@ -103,6 +104,14 @@ impl LeafStore {
         }
         self.promised += leaves;
         Ok(())
+    }
+
+    /// [`Self::promise`] of one leaf, if it is there; false, and nothing done, where room would have to be made.
+    #[inline(always)]
+    pub(crate) const fn promise_one(&mut self) -> bool {
+        let there = self.available > self.promised;
+        self.promised += there as u32;
+        there
     }
 
     /// Ends a promise of so many leaves. They are there until something else is taken or given back.

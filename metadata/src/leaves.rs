@@ -92,6 +92,12 @@ impl Leaves {
         }
     }
 
+    /// Sets all bits to `value` where no block is mixed.
+    #[inline(always)]
+    pub(crate) const fn fill_all(&mut self, value: bool) {
+        self.full = [if value { u64::MAX } else { 0 }; 8];
+    }
+
     /// As [`Self::try_set`]; ends the process where that fails.
     #[inline]
     pub(crate) fn set(&mut self, span: Span, value: bool) -> u32 {
@@ -115,17 +121,21 @@ impl Leaves {
         }
     }
 
-    /// [`Self::promise`] for one frame of a mixed block whose bit is `value`; false, and nothing done, where it is another case.
-    #[inline]
+    /// [`Self::promise`] for one frame whose bit is `value`, where its leaf is there; false, and nothing done, where it is another
+    /// case.
+    #[inline(always)]
     pub(crate) fn promise_frame(&mut self, frame: u32, value: bool) -> bool {
         let Some(store) = &mut self.store else { return false };
-        let has = |leaf: &Leaf| bits::has(leaf, frame % BLOCK_FRAMES) == value;
-        store.leaf(frame / BLOCK_FRAMES).is_some_and(has) && store.promise(1).is_ok()
+        let has = match store.leaf(frame / BLOCK_FRAMES) {
+            Some(leaf) => bits::has(leaf, frame % BLOCK_FRAMES),
+            None => bits::has(&self.full, frame / BLOCK_FRAMES % GIB_BLOCKS),
+        };
+        has == value && store.promise_one()
     }
 
     /// [`Self::redeem`] and [`Self::set`] for one frame of a mixed block that stays mixed and whose bit changes; false, and
     /// nothing done, where it is another case.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn redeem_frame(&mut self, frame: u32, value: bool) -> bool {
         let Some(store) = &mut self.store else { return false };
         let Some(leaf) = store.leaf_mut(frame / BLOCK_FRAMES) else { return false };
@@ -140,6 +150,24 @@ impl Leaves {
         store.redeem(1);
         store.drop_needless();
         true
+    }
+
+    /// Whether every bit of `block` is `value`.
+    #[inline(always)]
+    pub(crate) const fn is_uniform_block(&self, block: u32, value: bool) -> bool {
+        let (word, mask) = bits::place(block % GIB_BLOCKS);
+        self.mixed[word] & mask == 0 && (self.full[word] & mask != 0) == value
+    }
+
+    /// [`Self::set`] of all of a block whose every bit is the other value; false, and nothing done, where it is another case.
+    #[inline(always)]
+    pub(crate) const fn flip_block(&mut self, block: u32, value: bool) -> bool {
+        let flips = self.is_uniform_block(block, !value);
+        if flips {
+            let (word, mask) = bits::place(block % GIB_BLOCKS);
+            self.full[word] ^= mask;
+        }
+        flips
     }
 
     /// Frees what ended promises have left behind.

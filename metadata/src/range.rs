@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::{FRAME_BYTES, Order, Pfn};
+use crate::{FRAME_BYTES, Order, Pfn, Span};
 
 /// A non-empty, half-open run of frames.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +142,13 @@ impl PfnRange {
     pub fn sub(self, offset: u64, frames: u64) -> Option<Self> {
         let start = self.start.get().checked_add(offset)?;
         Self::from_len(Pfn::new(start), frames).ok().filter(|part| self.contains_range(*part))
+    }
+
+    /// The frames `span` of this run, which is a GiB: a span is never empty and never longer.
+    #[inline]
+    pub(crate) fn part_of_gib(self, span: Span) -> Self {
+        debug_assert_eq!(self.frames(), Order::GIB1.frames(), "{self} is not a GiB");
+        Self { start: self.start.add(u64::from(span.start())), end: self.start.add(u64::from(span.end())) }
     }
 
     /// The pieces of this run that lie in one aligned block of `order` each, in order.

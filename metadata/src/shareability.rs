@@ -11,7 +11,7 @@ use roaring::RoaringBitmap;
 
 use crate::at_rest::{self, PLANE_BYTES_MAX, REST_BYTES_MAX};
 use crate::leaves::Leaves;
-use crate::span::{GIB_FRAMES, Span};
+use crate::span::{BLOCK_FRAMES, GIB_FRAMES, Shape, Span};
 use crate::try_box::{NoMemory, TryBox};
 
 /// What the frames of a span have in common.
@@ -122,19 +122,25 @@ impl SharePlane {
         Ok(())
     }
 
+    /// [`Self::reserve_change`] of a usual span, where that is a matter of looking at a few words; false, and nothing done, where
+    /// it is not.
+    #[inline(always)]
+    pub fn reserve_quickly(&mut self, shape: Shape, shared: bool) -> bool {
+        let reserved = match (shape, &mut self.form) {
+            (Shape::Whole, _) => return self.whole() == Some(!shared),
+            (Shape::Frame(frame), Form::Open(leaves)) => leaves.promise_frame(frame, !shared),
+            (Shape::Block(block), Form::Open(leaves)) => leaves.is_uniform_block(block, !shared),
+            _ => false,
+        };
+        self.reserved += reserved as u32;
+        reserved
+    }
+
     /// Reserves `span` if every frame of it is private, for a change to `shared`, or every one is shared, for the other; false,
     /// and nothing done, where that is not so or the memory is not there.
-    #[inline(always)]
+    #[inline]
     pub fn reserve_change(&mut self, span: Span, shared: bool) -> bool {
-        // One frame of a block that is mixed: what most guests do most of the time.
-        if let Form::Open(leaves) = &mut self.form
-            && span.frames() == 1
-            && leaves.promise_frame(span.start(), !shared)
-        {
-            self.reserved += 1;
-            return true;
-        }
-        self.reserve_change_of_many(span, shared)
+        span.shape().is_some_and(|shape| self.reserve_quickly(shape, shared)) || self.reserve_change_of_many(span, shared)
     }
 
     #[inline(never)]
@@ -159,28 +165,50 @@ impl SharePlane {
         }
     }
 
-    /// As [`Self::set`], and undoes one [`Self::reserve`] of the same span, thanks to which this allocates nothing.
+    /// [`Self::set_reserved`] of a usual span, where that is a matter of writing a few words; false, and nothing done, where it is
+    /// not.
     #[inline(always)]
-    pub fn set_reserved(&mut self, span: Span, shared: bool) -> u32 {
-        if let Form::Open(leaves) = &mut self.form
-            && span.frames() == 1
-            && leaves.redeem_frame(span.start(), shared)
-        {
-            self.reserved = self.reserved.saturating_sub(1);
-            self.shared = if shared { self.shared + 1 } else { self.shared - 1 };
-            return 1;
+    pub fn set_quickly(&mut self, shape: Shape, shared: bool) -> bool {
+        let (set, frames) = match (shape, &mut self.form) {
+            (Shape::Whole, form) if self.shared.is_multiple_of(GIB_FRAMES) => {
+                match form {
+                    Form::Uniform(all) => *all = shared,
+                    Form::Open(leaves) => leaves.fill_all(shared),
+                    Form::Rest(_) => return false,
+                }
+                self.shared = if shared { GIB_FRAMES } else { 0 };
+                return true;
+            }
+            (Shape::Frame(frame), Form::Open(leaves)) => (leaves.redeem_frame(frame, shared), 1),
+            (Shape::Block(block), Form::Open(leaves)) => (leaves.flip_block(block, shared), BLOCK_FRAMES),
+            _ => return false,
+        };
+        if !set {
+            return false;
         }
-        self.set_reserved_of_many(span, shared)
+        self.reserved = self.reserved.saturating_sub(1);
+        self.shared = if shared { self.shared + frames } else { self.shared - frames };
+        true
+    }
+
+    /// As [`Self::set`], and undoes one [`Self::reserve`] of the same span, thanks to which this allocates nothing.
+    #[inline]
+    pub fn set_reserved(&mut self, span: Span, shared: bool) -> u32 {
+        let before = self.shared;
+        if !span.shape().is_some_and(|shape| self.set_quickly(shape, shared)) {
+            self.set_reserved_of_many(span, shared);
+        }
+        // All that changed, changed alike.
+        self.shared.abs_diff(before)
     }
 
     #[inline(never)]
-    fn set_reserved_of_many(&mut self, span: Span, shared: bool) -> u32 {
+    fn set_reserved_of_many(&mut self, span: Span, shared: bool) {
         self.redeem(span);
-        let changed = self.set(span, shared);
+        self.set(span, shared);
         if let Form::Open(leaves) = &mut self.form {
             leaves.tidy();
         }
-        changed
     }
 
     /// Ends a reservation, and leaves what was reserved where it is.
@@ -206,19 +234,27 @@ impl SharePlane {
         if self.shared == all {
             return 0;
         }
+        if span.is_whole() {
+            return self.set_whole(shared);
+        }
         let changed = match &mut self.form {
-            form if span.is_whole() => {
-                match form {
-                    Form::Open(leaves) => leaves.set_all(shared),
-                    form => *form = Form::Uniform(shared),
-                }
-                self.shared.abs_diff(all)
-            }
             Form::Open(leaves) => leaves.set(span, shared),
             _ => self.opened().unwrap_or_else(|refused| refused.abort()).set(span, shared),
         };
         self.shared = if shared { self.shared + changed } else { self.shared - changed };
         changed
+    }
+
+    /// Makes all frames shared, or private, and returns how many were not so before.
+    #[inline]
+    fn set_whole(&mut self, shared: bool) -> u32 {
+        let all = if shared { GIB_FRAMES } else { 0 };
+        match &mut self.form {
+            Form::Uniform(now) => *now = shared,
+            Form::Open(leaves) => leaves.set_all(shared),
+            form @ Form::Rest(_) => *form = Form::Uniform(shared),
+        }
+        std::mem::replace(&mut self.shared, all).abs_diff(all)
     }
 
     /// The one run within `span` of frames that are shared (or private): none where there is no such frame, or more than one run.

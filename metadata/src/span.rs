@@ -19,6 +19,30 @@ pub struct Span {
     end: u32,
 }
 
+/// What most spans are that anybody converts: what a page table has an entry for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shape {
+    /// One frame, 0 to 262,143.
+    Frame(u32),
+    /// One 2 MiB block, 0 to 511.
+    Block(u32),
+    /// The GiB.
+    Whole,
+}
+
+impl Shape {
+    /// The span that it is.
+    #[must_use]
+    #[inline(always)]
+    pub const fn span(self) -> Span {
+        match self {
+            Self::Frame(frame) => Span { start: frame, end: frame + 1 },
+            Self::Block(block) => Span { start: block * BLOCK_FRAMES, end: block * BLOCK_FRAMES + BLOCK_FRAMES },
+            Self::Whole => Span::WHOLE,
+        }
+    }
+}
+
 impl Span {
     /// The whole GiB.
     pub const WHOLE: Self = Self { start: 0, end: GIB_FRAMES };
@@ -154,12 +178,30 @@ impl Span {
         self.start / BLOCK_FRAMES == (self.end - 1) / BLOCK_FRAMES
     }
 
+    /// Whether it covers every 2 MiB block that it touches.
+    #[must_use]
+    #[inline]
+    pub const fn is_made_of_blocks(self) -> bool {
+        (self.start | self.end).is_multiple_of(BLOCK_FRAMES)
+    }
+
+    /// What it is, if it is one of the usual.
+    #[must_use]
+    #[inline(always)]
+    pub const fn shape(self) -> Option<Shape> {
+        match self.frames() {
+            1 => Some(Shape::Frame(self.start)),
+            BLOCK_FRAMES if self.is_made_of_blocks() => Some(Shape::Block(self.start / BLOCK_FRAMES)),
+            GIB_FRAMES => Some(Shape::Whole),
+            _ => None,
+        }
+    }
+
     /// The frames of the pool that these are, in the GiB that holds `anywhere`.
     #[must_use]
     #[inline]
     pub fn in_gib_of(self, anywhere: Pfn) -> PfnRange {
-        let gib = PfnRange::block(anywhere, Order::GIB1);
-        gib.sub(u64::from(self.start), u64::from(self.frames())).unwrap_or(gib)
+        PfnRange::block(anywhere, Order::GIB1).part_of_gib(self)
     }
 }
 

@@ -1,18 +1,54 @@
 //! What can be said of a whole GiB in one word, for those who ask without the GiB's lock.
 //!
-//! Most GiBs of most hosts are one owner's, sound, unheld, of one shareability, with nothing under way. Then everything that
-//! a page-fault path wants to know fits a word, which the GiB's user writes under the lock whenever it changed something, and
-//! reads without it. The word says so, or it says nothing: then the answer is under the lock.
+//! Most GiBs of most hosts are one owner's, sound and unheld, with nothing under way. Then everything that a page-fault path
+//! wants to know fits a word, which the GiB's user writes under the lock whenever it changed something, and reads without it.
+//! The word says so, or it says nothing: then the answer is under the lock.
+//!
+//! A word is asked by comparing it with the asker's [`SummaryKey`]: one exclusive or, and the difference tells all.
 
-use crate::{AllocationId, Gib, Shareability, Span};
+use crate::{AllocationId, Gib, OperationId, Shareability, Span};
 
-/// One GiB in a word.
+/// One GiB in a word: an owner's key and what is so of its GiB, or one operation that is under way alone, or nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Summary(u64);
 
+/// What one owner's summaries are compared with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SummaryKey(u64);
+
+// In this order, because the difference between a word and its owner's key is compared with them.
 const SHARED: u64 = 1;
 const DEMOTED: u64 = 2;
-const OWNER_SHIFT: u32 = 2;
+const MIXED: u64 = 4;
+/// More than any difference that says something.
+const DIFFERENT: u64 = 8;
+const OWNER_SHIFT: u32 = 3;
+/// The top bit, which no key has: the rest is the number of the operation.
+const ALONE: u64 = 1 << 63;
+
+impl SummaryKey {
+    /// The key that no GiB's word has.
+    pub const NOBODY: Self = Self(ALONE - DIFFERENT);
+
+    /// The key of an allocation; nobody's for a number that fits no key, which is 0 or has more than 60 bits.
+    #[must_use]
+    pub const fn new(allocation: AllocationId) -> Self {
+        let number = allocation.get();
+        if number == 0 || number >= Self::NOBODY.0 >> OWNER_SHIFT { Self::NOBODY } else { Self(number << OWNER_SHIFT) }
+    }
+
+    /// The key as it is stored.
+    #[must_use]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// The stored key.
+    #[must_use]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+}
 
 impl Summary {
     /// Says nothing.
@@ -30,27 +66,40 @@ impl Summary {
         Self(word)
     }
 
-    /// Whether all of the GiB belongs to `allocation` and could be mapped by one leaf: sound, of one known shareability, no
-    /// hold, nothing converting. False also where the word says nothing.
+    /// Says that this operation is the only thing under way in a GiB that was quiet before.
     #[must_use]
     #[inline]
-    pub const fn could_be_one_leaf(self, allocation: AllocationId) -> bool {
-        // An id of 0 or past 62 bits is never written, and never equal to what is.
-        self.0 >> OWNER_SHIFT == allocation.get() && self.0 != 0
+    pub const fn alone(operation: OperationId) -> Self {
+        Self(operation.get() | ALONE)
+    }
+
+    /// Whether all of the GiB is the owner's and sound, no frame of it is held, guarded or of unknown shareability, and nothing
+    /// is under way. False also where the word says nothing.
+    #[must_use]
+    #[inline]
+    pub const fn is_quiet(self, owner: SummaryKey) -> bool {
+        self.0 ^ owner.0 < DIFFERENT
+    }
+
+    /// Whether all of the GiB could be mapped by one leaf: quiet, and all private or all shared.
+    #[must_use]
+    #[inline]
+    pub const fn could_be_one_leaf(self, owner: SummaryKey) -> bool {
+        self.0 ^ owner.0 < MIXED
     }
 
     /// Whether one leaf may map all of it now: [`could_be_one_leaf`](Self::could_be_one_leaf), and not demoted.
     #[must_use]
     #[inline]
-    pub const fn is_one_leaf(self, allocation: AllocationId) -> bool {
-        self.could_be_one_leaf(allocation) && self.0 & DEMOTED == 0
+    pub const fn is_one_leaf(self, owner: SummaryKey) -> bool {
+        self.0 ^ owner.0 < DEMOTED
     }
 
-    /// Who may reach every frame of it, if all of it is `allocation`'s.
+    /// Who may reach every frame of it, if all of it is the owner's and alike.
     #[must_use]
     #[inline]
-    pub const fn shareability(self, allocation: AllocationId) -> Option<Shareability> {
-        match (self.could_be_one_leaf(allocation), self.0 & SHARED) {
+    pub const fn shareability(self, owner: SummaryKey) -> Option<Shareability> {
+        match (self.could_be_one_leaf(owner), self.0 & SHARED) {
             (false, _) => None,
             (true, 0) => Some(Shareability::Private),
             (true, _) => Some(Shareability::Shared),
@@ -64,14 +113,26 @@ impl Gib {
     #[inline]
     pub fn summary(&self) -> Summary {
         // In this order, because the first answers for most GiBs that say nothing.
-        let Some(shared) = self.share.whole() else { return Summary::NOTHING };
-        let Some(owner) = self.tenure.live_owner_of_all() else { return Summary::NOTHING };
-        let plain = self.converting.is_empty() && self.rare.as_ref().is_none_or(|rare| rare.is_empty());
-        if !plain || owner.get() >> (u64::BITS - OWNER_SHIFT) != 0 {
+        if !self.converting.is_empty() || self.rare.as_ref().is_some_and(|rare| !rare.is_empty()) {
             return Summary::NOTHING;
         }
+        match self.tenure.live_owner_of_all().map(SummaryKey::new) {
+            Some(owner) if owner != SummaryKey::NOBODY => self.quiet_summary(owner),
+            _ => Summary::NOTHING,
+        }
+    }
+
+    /// The word of a GiB that is quiet, and all this owner's.
+    #[must_use]
+    #[inline]
+    pub fn quiet_summary(&self, owner: SummaryKey) -> Summary {
         let demoted = if self.demoted.is_gib_demoted() { DEMOTED } else { 0 };
-        Summary(owner.get() << OWNER_SHIFT | demoted | if shared { SHARED } else { 0 })
+        let share = match self.share.whole() {
+            Some(false) => 0,
+            Some(true) => SHARED,
+            None => MIXED,
+        };
+        Summary(owner.0 | demoted | share)
     }
 
     /// Whether the stored `summary` says nothing but what is so.
@@ -81,10 +142,16 @@ impl Gib {
     /// What it should say.
     pub fn check_summary(&self, summary: Summary) -> Result<(), String> {
         let now = self.summary();
-        if now == summary {
+        let mut marks = self.marks();
+        let alone = marks.next().is_some_and(|mark| summary == Summary::alone(mark.operation)) && marks.next().is_none();
+        if now == summary || (alone && self.is_quiet_but_for_marks()) {
             return Ok(());
         }
         Err(format!("the summary of {:?} says {summary:?}, the planes say {now:?}", Span::WHOLE))
+    }
+
+    fn is_quiet_but_for_marks(&self) -> bool {
+        self.rare.as_ref().is_none_or(|rare| rare.is_empty()) && self.tenure.live_owner_of_all().is_some()
     }
 }
 
@@ -95,6 +162,7 @@ mod tests {
     use crate::{Ending, HoldId, HolderId, Intent, Order};
 
     const ID: AllocationId = AllocationId::new(7);
+    const KEY: SummaryKey = SummaryKey::new(ID);
 
     fn owned() -> Gib {
         let mut gib = Gib::new();
@@ -106,17 +174,19 @@ mod tests {
     fn agree(gib: &Gib) -> bool {
         let summary = gib.summary();
         let (one_leaf, order) = (gib.could_be_one_leaf(Span::WHOLE, ID), gib.max_order(0, ID));
-        assert_eq!(summary.could_be_one_leaf(ID), one_leaf, "{gib:?}");
-        assert_eq!(summary.is_one_leaf(ID), order == Some(Order::GIB1), "{gib:?}");
-        assert!(summary.shareability(ID).is_none_or(|shareability| shareability == gib.shareability(12)));
-        assert!(!summary.could_be_one_leaf(AllocationId::new(8)));
+        assert_eq!(summary.could_be_one_leaf(KEY), one_leaf, "{gib:?}");
+        assert_eq!(summary.is_one_leaf(KEY), order == Some(Order::GIB1), "{gib:?}");
+        assert!(summary.shareability(KEY).is_none_or(|shareability| shareability == gib.shareability(12)));
+        assert!(!summary.is_quiet(SummaryKey::new(AllocationId::new(8))));
         one_leaf
     }
 
     #[test]
     fn an_empty_gib_says_nothing_even_to_nobody() {
         assert_eq!(Gib::new().summary(), Summary::NOTHING);
-        assert!(!Summary::NOTHING.could_be_one_leaf(AllocationId::new(0)));
+        for number in [0, 1, 2, 7, (1 << 60) - 1, 1 << 60, 1 << 62, u64::MAX] {
+            assert!(!Summary::NOTHING.is_quiet(SummaryKey::new(AllocationId::new(number))), "{number}");
+        }
     }
 
     #[test]
@@ -144,7 +214,9 @@ mod tests {
             assert!(agree(&gib), "{name}");
             step(&mut gib, frame);
             assert!(!agree(&gib), "{name}");
-            assert_eq!(gib.summary(), Summary::NOTHING, "{name}");
+            // What a conversion has done is no obstacle to the next one.
+            assert_eq!(gib.summary().is_quiet(KEY), name == "shared", "{name}");
+            assert_eq!(gib.summary() == Summary::NOTHING, name != "shared", "{name}");
         }
     }
 
@@ -154,11 +226,11 @@ mod tests {
         let (operation, _) = gib.begin_at_once(Span::WHOLE, ID, Intent::Share, 0).unwrap();
         assert!(gib.flip(operation, Span::WHOLE, Intent::Share));
         assert!(agree(&gib));
-        assert_eq!(gib.summary().shareability(ID), Some(Shareability::Shared));
+        assert_eq!(gib.summary().shareability(KEY), Some(Shareability::Shared));
         gib.demote(Span::block(3));
-        assert!(agree(&gib) && !gib.summary().is_one_leaf(ID));
+        assert!(agree(&gib) && !gib.summary().is_one_leaf(KEY));
         gib.promote(Span::WHOLE);
-        assert!(agree(&gib) && gib.summary().is_one_leaf(ID));
+        assert!(agree(&gib) && gib.summary().is_one_leaf(KEY));
         let (operation, _) = gib.begin_at_once(Span::single(9), ID, Intent::Unshare, 0).unwrap();
         gib.finish(operation, Span::single(9), Ending::Fail);
         assert!(!agree(&gib));

@@ -8,7 +8,8 @@ use pageless_metadata::{AllocationId, HoldId, HolderId, PfnRange};
 use super::entry::{RequestId, Token};
 use crate::allocation::Allocation;
 use crate::mapping::{Cause, Mapping, Operation, Refusal, Stuck, Verdict};
-use crate::ownership::{Attached, Mappings, Ownership};
+use crate::mappings::{Attached, Mappings};
+use crate::ownership::Ownership;
 use crate::pool::{Inner, Pool};
 use crate::record::Pieces;
 
@@ -112,7 +113,7 @@ impl Inner {
         let mut awaiting = self.keeping.as_ref()?.awaiting.0.lock();
         let id = awaiting.values().find(|owned| wanted(owned) && owned.is_live()).map(|owned| owned.id)?;
         let owned = awaiting.remove(&id)?;
-        Some(Allocation { owned, pool: Arc::clone(self) })
+        Some(Allocation::new(owned, self))
     }
 
     /// The allocation that a named request made in an earlier life of the pool, and whose owner asks again.

@@ -15,11 +15,11 @@ use super::{Book, Keeping, LedgerError, OrphanedHold};
 use crate::extents::Extent;
 use crate::ledger;
 use crate::mapping::Contents;
-use crate::ownership::{Attached, Mappings, Ownership};
+use crate::mappings::{Attached, Mappings};
+use crate::ownership::Ownership;
 use crate::pool::{Inner, Pool};
 use crate::request::Request;
 use crate::sync::{Mutex, Ordering};
-use crate::whole_gibs::whole_gibs;
 use crate::withdrawal::{Entry, Recorded};
 
 /// What a pool found in its ledger when it was built.
@@ -126,8 +126,7 @@ fn adopt_strays(book: &mut Book) {
 fn restore_allocation(pool: &Inner, row: &AllocationRow, dead: bool) -> Result<(), LedgerError> {
     let mut request = Request::bytes(row.bytes).owner(&row.owner);
     request.contents = row.contents;
-    let gibs = whole_gibs(&pool.records, &row.extents);
-    let mut owned = Ownership::new(row.id, &request, row.extents.clone(), gibs);
+    let mut owned = Ownership::new(row.id, &request, row.extents.clone());
     owned.secret = row.secret;
     let unanswered = |name: &Arc<str>| Attached {
         name: Arc::clone(name),
