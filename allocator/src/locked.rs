@@ -29,26 +29,15 @@ impl<'p> RecordGuard<'p> {
         self.kept.gib.check_summary(said(self.summary))
     }
 
-    /// Whether nothing has changed since the operation began in quiet: whoever changed something has said something else.
-    pub(crate) fn is_alone(&self, operation: OperationId) -> bool {
-        said(self.summary) == Summary::alone(operation)
-    }
-
-    /// Ends a conversion that [is alone](Self::is_alone), however much has to be written.
-    pub(crate) fn flip_in_quiet(&mut self, operation: OperationId, span: Span, intent: Intent, owner: SummaryKey) {
-        self.kept.gib.flip_in_quiet(operation, span, intent);
-        say(self.summary, self.kept.gib.quiet_summary(owner));
-    }
-
     /// Takes the list of mappings that the last conversion left here.
     #[inline]
-    pub(crate) fn take_list(&mut self) -> Option<Arc<Mappings>> {
+    pub(crate) fn take_list(&mut self) -> Left {
         self.kept.list.take()
     }
 
     /// Leaves it to the next one. What was here is for the caller to drop, without the lock.
     #[inline]
-    pub(crate) fn leave_list(&mut self, list: Arc<Mappings>) -> Option<Arc<Mappings>> {
+    pub(crate) fn leave_list(&mut self, list: Arc<Mappings>) -> Left {
         self.kept.list.replace(list)
     }
 }
@@ -100,13 +89,7 @@ impl<'p> QuickGuard<'p> {
     /// Begins a conversion as [`Gib::begin_quickly`] does, if the summary says that the GiB is quiet and all this owner's.
     /// Returns the list of mappings too that the last conversion left here.
     #[inline(always)]
-    pub(crate) fn begin(
-        mut self,
-        shape: Shape,
-        intent: Intent,
-        gib: u64,
-        owner: SummaryKey,
-    ) -> Option<(OperationId, Option<Arc<Mappings>>)> {
+    pub(crate) fn begin(mut self, shape: Shape, intent: Intent, gib: u64, owner: SummaryKey) -> Option<(OperationId, Left)> {
         if !said(self.summary).is_quiet(owner) {
             return None;
         }
@@ -115,24 +98,46 @@ impl<'p> QuickGuard<'p> {
         Some((operation, self.kept.list.take()))
     }
 
-    /// Ends a conversion as [`Gib::flip_quickly`] does, if nothing has changed since it began, and leaves `list` to the next one.
-    /// Returns what is for the caller to drop, without the lock; or the list, and nothing has happened.
+    /// The same for any span of which one run changes, as [`Gib::begin_in_quiet`] does: returns that run too.
+    pub(crate) fn begin_run(
+        mut self,
+        span: Span,
+        intent: Intent,
+        gib: u64,
+        owner: SummaryKey,
+    ) -> Option<(OperationId, Span, Left)> {
+        if !said(self.summary).is_quiet(owner) {
+            return None;
+        }
+        let (operation, changes) = self.kept.gib.begin_in_quiet(span, intent, gib)?;
+        say(self.summary, Summary::alone(operation));
+        Some((operation, changes, self.kept.list.take()))
+    }
+
+    /// Ends a conversion that began so, if nothing has changed since, and leaves `list` to the next one. Returns what is for the
+    /// caller to drop, without the lock; or the list, and nothing has happened.
     #[inline(always)]
     pub(crate) fn flip(
         mut self,
-        shape: Shape,
-        (operation, intent): (OperationId, Intent),
+        shape: Option<Shape>,
+        (operation, span, intent): (OperationId, Span, Intent),
         owner: SummaryKey,
         list: Arc<Mappings>,
-    ) -> Result<Option<Arc<Mappings>>, Arc<Mappings>> {
+    ) -> Result<Left, Arc<Mappings>> {
         // Whoever changed something has said something else.
-        if said(self.summary) != Summary::alone(operation) || !self.kept.gib.flip_quickly(shape, intent) {
+        if said(self.summary) != Summary::alone(operation) {
             return Err(list);
+        }
+        if !shape.is_some_and(|shape| self.kept.gib.flip_quickly(shape, intent)) {
+            self.kept.gib.flip_in_quiet(operation, span, intent);
         }
         say(self.summary, self.kept.gib.quiet_summary(owner));
         Ok(self.kept.list.replace(list))
     }
 }
+
+/// A list of mappings that a conversion left in a record.
+pub(crate) type Left = Option<Arc<Mappings>>;
 
 /// The summary as it was last written.
 #[inline(always)]

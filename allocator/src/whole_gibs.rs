@@ -71,7 +71,9 @@ impl ShortWay {
         // At most the number of records.
         #[allow(clippy::cast_possible_truncation)]
         let index = self.first.record as usize + (offset / Order::GIB1.bytes()) as usize;
-        self.records.get(index).map(|record| (index, record, self.first.start.add(offset / FRAME_BYTES)))
+        // Of the pool, so it is a frame number.
+        let frame = Pfn::new(self.first.start.get() + offset / FRAME_BYTES);
+        self.records.get(index).map(|record| (index, record, frame))
     }
 
     /// The same, also where guest and pool have the GiB whole beside that row.

@@ -42,6 +42,15 @@ impl Gib {
         Some(operation)
     }
 
+    /// The same for any span of which one run changes: returns that run too.
+    #[inline(never)]
+    pub fn begin_in_quiet(&mut self, span: Span, intent: Intent, gib: u64) -> Option<(OperationId, Span)> {
+        let changes = self.reserve_change(span, intent)?;
+        let operation = self.next_operation(gib);
+        self.converting.mark_first(Mark { span, operation, intent });
+        Some((operation, changes))
+    }
+
     /// [`flip_in_quiet`](Self::flip_in_quiet) of what [began quickly](Self::begin_quickly), where that is a matter of a few words
     /// again; false, and nothing done, where it is not.
     #[inline(always)]
@@ -84,8 +93,9 @@ impl Gib {
         true
     }
 
-    /// [`flip`](Self::flip) of a conversion that [began quickly](Self::begin_quickly) where nothing has changed since.
-    #[inline]
+    /// [`flip`](Self::flip) of a conversion that [began in quiet](Self::begin_in_quiet), or quickly, where nothing has
+    /// changed since.
+    #[inline(never)]
     pub fn flip_in_quiet(&mut self, operation: OperationId, span: Span, intent: Intent) {
         debug_assert!(self.converting.is_first(Mark { span, operation, intent }), "{operation} is not the first here");
         self.converting.clear_first();

@@ -71,6 +71,21 @@ pub(crate) fn seek(bits: &Bits512, from: u32, value: bool) -> Option<u32> {
     })
 }
 
+/// The first and one past the last bit that is `value`, if those between them are too: none where there is no such bit, or more
+/// than one run.
+pub(crate) fn only_run(bits: &Bits512, value: bool) -> Option<(u32, u32)> {
+    let (mut first, mut end, mut count) = (u32::MAX, 0, 0);
+    for (base, word) in (0..512).step_by(64).zip(bits) {
+        let found = if value { *word } else { !*word };
+        if found != 0 {
+            first = first.min(base + found.trailing_zeros());
+            end = base + 64 - found.leading_zeros();
+            count += found.count_ones();
+        }
+    }
+    (count > 0 && end - first == count).then_some((first, end))
+}
+
 /// The numbers of the bits that are set in `word`, which is the word with number `nth`.
 #[inline]
 pub(crate) fn ones(nth: usize, mut word: u64) -> impl Iterator<Item = u32> {
@@ -93,6 +108,21 @@ mod tests {
             let named: Vec<u32> = word_masks(from, to).flat_map(|(word, mask)| ones(word, mask)).collect();
             assert_eq!(named, (from..to).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn the_only_run_is_found_and_two_are_none() {
+        for (from, to) in [(0, 1), (511, 512), (0, 512), (63, 65), (100, 300), (64, 128)] {
+            let mut bits = [0; 8];
+            fill(&mut bits, from, to, true);
+            assert_eq!(only_run(&bits, true), Some((from, to)));
+            assert_eq!(only_run(&bits.map(|word| !word), false), Some((from, to)));
+            if to - from > 2 {
+                fill(&mut bits, from + 1, from + 2, false);
+                assert_eq!(only_run(&bits, true), None);
+            }
+        }
+        assert_eq!((only_run(&[0; 8], true), only_run(&[u64::MAX; 8], false)), (None, None));
     }
 
     #[test]

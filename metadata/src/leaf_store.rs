@@ -31,6 +31,8 @@ pub(crate) struct LeafStore {
     roomy: u16,
     /// Chunks with free leaves only: one, and as many more as promises need.
     spare: u16,
+    /// Chunks that exist.
+    present: u16,
 }
 
 impl LeafStore {
@@ -46,6 +48,7 @@ impl LeafStore {
             promised: 0,
             roomy: 0,
             spare: 0,
+            present: 0,
         }
     }
 
@@ -76,6 +79,15 @@ impl LeafStore {
             self.slots[block as usize] = self.occupy(chunk);
         }
         Ok(())
+    }
+
+    /// [`Self::redeem`] of one leaf, and [`Self::take`] of it for a block that has none.
+    #[inline]
+    pub(crate) fn take_promised(&mut self, block: u32) -> Option<&mut Leaf> {
+        self.redeem(1);
+        // What was promised is there, or else every chunk is.
+        self.take(block).ok()?;
+        self.leaf_mut(block)
     }
 
     /// Takes the leaf of `block` back.
@@ -109,7 +121,7 @@ impl LeafStore {
     /// [`Self::promise`] of one leaf, if it is there; false, and nothing done, where room would have to be made.
     #[inline(always)]
     pub(crate) const fn promise_one(&mut self) -> bool {
-        let there = self.available > self.promised;
+        let there = self.available > self.promised || self.is_complete();
         self.promised += there as u32;
         there
     }
@@ -135,8 +147,7 @@ impl LeafStore {
     pub(crate) fn trim(&mut self) -> bool {
         let before = self.heap_bytes();
         let leaves = self.slots.iter().filter(|slot| **slot != NONE).count();
-        let present = (0..CHUNKS).filter(|&chunk| self.chunks[chunk].is_some()).fold(0, |all: u16, chunk| all | 1 << chunk);
-        let kept = lowest(present, leaves.div_ceil(CHUNK_LEAVES));
+        let kept = lowest(self.present, leaves.div_ceil(CHUNK_LEAVES));
         for block in 0..512 {
             let slot = self.slots[block] as usize;
             if slot == NONE as usize || kept & 1 << (slot / CHUNK_LEAVES) != 0 {
@@ -166,6 +177,10 @@ impl LeafStore {
 
     /// Whether exactly the mixed blocks have a leaf, each its own, and the maps of chunks and the counts agree.
     pub(crate) fn check(&self, mixed: impl Fn(u32) -> bool) -> Result<(), String> {
+        let present = (0..CHUNKS).filter(|&chunk| self.chunks[chunk].is_some()).fold(0, |all: u16, chunk| all | 1 << chunk);
+        if present != self.present {
+            return Err(format!("chunks {:#x} are noted, {present:#x} exist", self.present));
+        }
         let mut free = [0_u32; CHUNKS];
         for (chunk, free) in free.iter_mut().enumerate() {
             *free = if self.chunks[chunk].is_some() { u32::MAX } else { 0 };
@@ -200,8 +215,9 @@ impl LeafStore {
     }
 
     /// Whether every chunk exists, so that there is a leaf for every block.
-    fn is_complete(&self) -> bool {
-        self.chunks.iter().all(Option::is_some)
+    #[inline]
+    const fn is_complete(&self) -> bool {
+        self.present == u16::MAX
     }
 
     /// The slot of a free leaf of `chunk`, which is present and has one.
@@ -229,11 +245,13 @@ impl LeafStore {
         self.available += u32::BITS;
         self.roomy |= 1 << chunk;
         self.spare |= 1 << chunk;
+        self.present |= 1 << chunk;
         Ok(())
     }
 
     fn drop_chunk(&mut self, chunk: usize) {
         self.chunks[chunk] = None;
+        self.present &= !(1 << chunk);
         self.available -= self.free[chunk].count_ones();
         self.free[chunk] = 0;
         self.roomy &= !(1 << chunk);

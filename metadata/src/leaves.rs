@@ -152,6 +152,49 @@ impl Leaves {
         true
     }
 
+    /// [`Self::redeem`] and [`Self::set`] for one frame whose bit changes and whose block becomes mixed or uniform by it, or stays
+    /// mixed; false, and nothing done, where the bit is as asked.
+    #[inline(never)]
+    pub(crate) fn redeem_edge_frame(&mut self, frame: u32, value: bool) -> bool {
+        let Some(store) = &mut self.store else { return false };
+        let (block, all) = (frame / BLOCK_FRAMES, if value { u64::MAX } else { 0 });
+        let (word, mask) = bits::place(block % GIB_BLOCKS);
+        let (place, bit) = bits::place(frame % BLOCK_FRAMES);
+        let was_mixed = self.mixed[word] & mask != 0;
+        if !was_mixed {
+            let uniform = self.full[word] & mask != 0;
+            if uniform == value {
+                return false;
+            }
+            let Some(leaf) = store.take_promised(block) else { return false };
+            *leaf = [!all; 8];
+            leaf[place] ^= bit;
+            self.full[word] &= !mask;
+            self.mixed[word] |= mask;
+            return true;
+        }
+        let Some(leaf) = store.leaf_mut(block).filter(|leaf| (leaf[place] & bit != 0) != value) else { return false };
+        leaf[place] ^= bit;
+        let uniform = leaf.iter().all(|word| *word == all);
+        store.redeem(1);
+        if uniform {
+            self.mixed[word] &= !mask;
+            self.full[word] |= if value { mask } else { 0 };
+            store.give_back(block);
+        }
+        store.drop_needless();
+        true
+    }
+
+    /// The only run of frames of `block` whose bits are `value`, counted from the GiB's start.
+    pub(crate) fn only_run_in_block(&self, block: u32, value: bool) -> Option<Span> {
+        let base = block * BLOCK_FRAMES;
+        match self.leaf(block) {
+            Some(leaf) => bits::only_run(leaf, value).and_then(|(from, to)| Span::new(base + from, base + to)),
+            None => (bits::has(&self.full, block) == value).then_some(Span::block(block)),
+        }
+    }
+
     /// Whether every bit of `block` is `value`.
     #[inline(always)]
     pub(crate) const fn is_uniform_block(&self, block: u32, value: bool) -> bool {
@@ -317,16 +360,22 @@ impl Leaves {
         Ok(changed)
     }
 
-    /// Sets all frames of `block`: as [`Self::fill`], without its loop for the usual block that is uniform.
+    /// Sets all frames of `block`: as [`Self::fill`], without its loop.
     #[inline]
     fn fill_one(&mut self, block: u32, value: bool) -> u32 {
         let (word, mask) = bits::place(block);
-        if self.mixed[word] & mask != 0 {
-            return self.fill(block, block + 1, value);
-        }
-        let changed = (self.full[word] & mask != 0) != value;
-        self.full[word] ^= if changed { mask } else { 0 };
-        u32::from(changed) * BLOCK_FRAMES
+        let ones = match &mut self.store {
+            Some(store) if self.mixed[word] & mask != 0 => {
+                let ones = store.leaf(block).map_or(0, |leaf| leaf.iter().map(|word| word.count_ones()).sum());
+                store.give_back(block);
+                ones
+            }
+            _ if self.full[word] & mask != 0 => BLOCK_FRAMES,
+            _ => 0,
+        };
+        self.mixed[word] &= !mask;
+        self.full[word] = if value { self.full[word] | mask } else { self.full[word] & !mask };
+        if value { BLOCK_FRAMES - ones } else { ones }
     }
 
     /// Sets all frames of the blocks `first..end`.

@@ -204,6 +204,13 @@ impl SharePlane {
 
     #[inline(never)]
     fn set_reserved_of_many(&mut self, span: Span, shared: bool) {
+        if let (Some(Shape::Frame(frame)), Form::Open(leaves)) = (span.shape(), &mut self.form)
+            && leaves.redeem_edge_frame(frame, shared)
+        {
+            self.reserved = self.reserved.saturating_sub(1);
+            self.shared = if shared { self.shared + 1 } else { self.shared - 1 };
+            return;
+        }
         self.redeem(span);
         self.set(span, shared);
         if let Form::Open(leaves) = &mut self.form {
@@ -260,6 +267,9 @@ impl SharePlane {
     /// The one run within `span` of frames that are shared (or private): none where there is no such frame, or more than one run.
     #[must_use]
     pub fn only_run(&self, span: Span, shared: bool) -> Option<Span> {
+        if let (Some(Shape::Block(block)), Form::Open(leaves)) = (span.shape(), &self.form) {
+            return leaves.only_run_in_block(block, shared);
+        }
         let run = self.next_run(span, shared)?;
         let all = if shared { self.shared } else { GIB_FRAMES - self.shared };
         // The count of the GiB often knows that these are all.

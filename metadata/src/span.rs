@@ -31,6 +31,25 @@ pub enum Shape {
 }
 
 impl Shape {
+    /// What `bytes` bytes from `offset` bytes on are in their GiB, if they are one of these: aligned to its own length.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_bytes(offset: u64, bytes: u64) -> Option<Self> {
+        const BLOCK_BYTES: u64 = BLOCK_FRAMES as u64 * FRAME_BYTES;
+        if offset & bytes.wrapping_sub(1) != 0 {
+            return None;
+        }
+        // Below 262,144.
+        #[allow(clippy::cast_possible_truncation)]
+        let frame = (offset / FRAME_BYTES) as u32 % GIB_FRAMES;
+        match bytes {
+            FRAME_BYTES => Some(Self::Frame(frame)),
+            BLOCK_BYTES => Some(Self::Block(frame / BLOCK_FRAMES)),
+            GIB_BYTES => Some(Self::Whole),
+            _ => None,
+        }
+    }
+
     /// The span that it is.
     #[must_use]
     #[inline(always)]
@@ -229,6 +248,21 @@ mod tests {
             let count = u32::try_from(partial(start, end).into_iter().flatten().count()).unwrap();
             assert_eq!(Span::new(start, end).unwrap().partial_blocks_count(), count, "{start}..{end}");
         }
+    }
+
+    #[test]
+    fn a_shape_is_the_span_of_its_bytes() {
+        let lengths = [0, 1, 2048, FRAME_BYTES, FRAME_BYTES * 2, 2 << 20, GIB_BYTES, GIB_BYTES * 2, 1 << 63, u64::MAX];
+        let starts =
+            [0, 1, 2048, FRAME_BYTES, 3 * FRAME_BYTES, 2 << 20, (2 << 20) + FRAME_BYTES, 511 << 21, GIB_BYTES - FRAME_BYTES];
+        for (start, bytes) in starts.into_iter().flat_map(|start| lengths.map(|bytes| (start, bytes))) {
+            let span = Span::of_bytes(start, bytes);
+            let shape = Shape::of_bytes(start, bytes);
+            assert_eq!(shape, span.and_then(Span::shape), "{start:#x}, {bytes:#x}");
+            assert_eq!(Shape::of_bytes(7 * GIB_BYTES + start, bytes), shape, "in another GiB");
+            assert!(shape.is_none_or(|shape| Some(shape.span()) == span));
+        }
+        assert_eq!(Shape::of_bytes(3 << 20, 2 << 20), None, "a block begins where blocks do");
     }
 
     #[test]
