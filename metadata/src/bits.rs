@@ -74,16 +74,24 @@ pub(crate) fn seek(bits: &Bits512, from: u32, value: bool) -> Option<u32> {
 /// The first and one past the last bit that is `value`, if those between them are too: none where there is no such bit, or more
 /// than one run.
 pub(crate) fn only_run(bits: &Bits512, value: bool) -> Option<(u32, u32)> {
-    let (mut first, mut end, mut count) = (u32::MAX, 0, 0);
-    for (base, word) in (0..512).step_by(64).zip(bits) {
-        let found = if value { *word } else { !*word };
-        if found != 0 {
-            first = first.min(base + found.trailing_zeros());
-            end = base + 64 - found.leading_zeros();
-            count += found.count_ones();
+    // From here on the bits that are looked for are ones.
+    let words = bits.map(|word| if value { word } else { !word });
+    let first = words.iter().position(|word| *word != 0)?;
+    let last = words.iter().rposition(|word| *word != 0)?;
+    let (low, high) = (words[first], words[last]);
+    let one_run = match last - first {
+        0 => low >> low.trailing_zeros() & (low >> low.trailing_zeros()).wrapping_add(1) == 0,
+        _ => {
+            // Ones up to the end of the first word, ones from the start of the last, and nothing else between.
+            low | (low - 1) == u64::MAX
+                && high & high.wrapping_add(1) == 0
+                && words[first + 1..last].iter().all(|word| *word == u64::MAX)
         }
-    }
-    (count > 0 && end - first == count).then_some((first, end))
+    };
+    // A word's number is below eight.
+    #[allow(clippy::cast_possible_truncation)]
+    let (first, last) = (first as u32 * 64, last as u32 * 64);
+    one_run.then(|| (first + low.trailing_zeros(), last + 64 - high.leading_zeros()))
 }
 
 /// The numbers of the bits that are set in `word`, which is the word with number `nth`.
@@ -117,9 +125,11 @@ mod tests {
             fill(&mut bits, from, to, true);
             assert_eq!(only_run(&bits, true), Some((from, to)));
             assert_eq!(only_run(&bits.map(|word| !word), false), Some((from, to)));
-            if to - from > 2 {
-                fill(&mut bits, from + 1, from + 2, false);
-                assert_eq!(only_run(&bits, true), None);
+            for hole in [from + 1, (from + to) / 2, to.saturating_sub(2)].into_iter().filter(|hole| from < *hole && hole + 1 < to)
+            {
+                fill(&mut bits, hole, hole + 1, false);
+                assert_eq!(only_run(&bits, true), None, "{from}..{to} without {hole}");
+                fill(&mut bits, hole, hole + 1, true);
             }
         }
         assert_eq!((only_run(&[0; 8], true), only_run(&[u64::MAX; 8], false)), (None, None));

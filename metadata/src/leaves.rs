@@ -195,6 +195,21 @@ impl Leaves {
         }
     }
 
+    /// The only block with a bit that is `value`.
+    pub(crate) fn only_block(&self, value: bool) -> Option<u32> {
+        let mut only = None;
+        for (nth, (full, mixed)) in self.full.iter().zip(&self.mixed).enumerate() {
+            let able = if value { full | mixed } else { !full };
+            if able != 0 {
+                if only.is_some() || !able.is_power_of_two() {
+                    return None;
+                }
+                only = bits::ones(nth, able).next();
+            }
+        }
+        only
+    }
+
     /// Whether every bit of `block` is `value`.
     #[inline(always)]
     pub(crate) const fn is_uniform_block(&self, block: u32, value: bool) -> bool {

@@ -267,7 +267,14 @@ impl SharePlane {
     /// The one run within `span` of frames that are shared (or private): none where there is no such frame, or more than one run.
     #[must_use]
     pub fn only_run(&self, span: Span, shared: bool) -> Option<Span> {
-        if let (Some(Shape::Block(block)), Form::Open(leaves)) = (span.shape(), &self.form) {
+        // What is mostly asked for needs no search.
+        if let Form::Open(leaves) = &self.form
+            && let Some(block) = match span.shape() {
+                Some(Shape::Block(block)) => Some(block),
+                Some(Shape::Whole) => leaves.only_block(shared),
+                _ => None,
+            }
+        {
             return leaves.only_run_in_block(block, shared);
         }
         let run = self.next_run(span, shared)?;
