@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
+use crate::bar::Standing;
 use crate::figures::digits;
-use crate::report::{Report, Row, Standing};
+use crate::report::{Report, Row};
 use crate::table::{bar, value};
 
 /// The whole part "What was seen".

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::bar::bar_of;
+use crate::bar::{Standing, bar_of};
 use crate::floor::Floor;
 
 /// What no structure can beat: told beside the contenders' bytes.
@@ -56,15 +56,6 @@ pub struct Report {
     pub rows: Vec<Row>,
 }
 
-/// How a figure stands to its bar.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Standing {
-    /// At least as good.
-    Met,
-    /// Not as good.
-    Missed,
-}
-
 impl Report {
     /// Fills in the multiples, once the floor is settled.
     pub fn settle(&mut self) {
@@ -78,8 +69,7 @@ impl Report {
     #[must_use]
     pub fn standing(&self, row: &Row) -> Option<Standing> {
         let (bar, median) = (bar_of(row.key.filter(|_| row.is_ours())?)?, row.median?);
-        let met = bar.is_met(median, self.floor.rmw_ns, self.floor.load_1g_ns);
-        Some(if met { Standing::Met } else { Standing::Missed })
+        Some(bar.standing(median, self.floor.rmw_ns, self.floor.load_1g_ns))
     }
 
     /// Where somebody else answered better than pageless: our row and the best of theirs.

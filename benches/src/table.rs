@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 
-use crate::bar::{BARS, bar_of};
+use crate::bar::{BARS, Standing, WRITTEN_AT_RMW_NS, bar_of};
 use crate::figures::{digits, quantity};
-use crate::report::{Report, Row, Standing};
+use crate::report::{Report, Row};
 
 /// The whole report as text.
 #[must_use]
@@ -67,6 +67,7 @@ pub(crate) fn bar(report: &Report, row: &Row) -> String {
     let text = row.key.and_then(bar_of).map(crate::bar::Bar::text);
     match (text, report.standing(row)) {
         (Some(text), Some(Standing::Met)) => format!("{text}: met"),
+        (Some(text), Some(Standing::MetInTime)) => format!("{text}: met in time"),
         (Some(text), Some(Standing::Missed)) => format!("{text}: MISSED"),
         _ => String::new(),
     }
@@ -75,18 +76,24 @@ pub(crate) fn bar(report: &Report, row: &Row) -> String {
 /// What was met, what was missed, and where a rival wins.
 pub(crate) fn verdict(report: &Report) -> String {
     let mut text = String::from("\n");
-    let standing_of = |standing| {
-        let keys = BARS.iter().filter(move |(key, _)| {
-            let mut rows =
-                report.rows.iter().filter(|row| row.key == Some(*key)).filter_map(|row| report.standing(row)).peekable();
-            let any = rows.peek().is_some();
-            let met = rows.all(|standing| standing == Standing::Met);
-            any && (met == (standing == Standing::Met))
-        });
-        keys.map(|(key, _)| *key).collect::<Vec<_>>()
-    };
-    let (met, missed) = (standing_of(Standing::Met), standing_of(Standing::Missed));
-    let _ = writeln!(text, "{} of {} bars met; missed: {}", met.len(), met.len() + missed.len(), listed(&missed));
+    let standings: Vec<(&str, Standing)> = BARS
+        .iter()
+        .filter_map(|(key, _)| {
+            let rows = report.rows.iter().filter(|row| row.key == Some(*key));
+            // One that is missed spoils the key.
+            rows.filter_map(|row| report.standing(row)).max().map(|standing| (*key, standing))
+        })
+        .collect();
+    let keys = |standing| -> Vec<&str> { standings.iter().filter(|(_, of)| *of == standing).map(|(key, _)| *key).collect() };
+    let (met, in_time, missed) = (keys(Standing::Met), keys(Standing::MetInTime), keys(Standing::Missed));
+    let _ = writeln!(text, "{} of {} bars met; missed: {}", met.len(), standings.len(), listed(&missed));
+    if !in_time.is_empty() {
+        let _ = writeln!(
+            text,
+            "missed in RMW of this machine, and met in time, at {WRITTEN_AT_RMW_NS} ns per RMW: {}",
+            listed(&in_time)
+        );
+    }
     let lost = report.lost();
     let _ = writeln!(text, "where a rival wins: {}", if lost.is_empty() { "nowhere in this run" } else { "" });
     for (ours, theirs) in lost {

@@ -6,7 +6,8 @@ mod plot;
 
 use std::fmt::{self, Write};
 
-use crate::report::{Report, Row, Standing};
+use crate::bar::Standing;
+use crate::report::{Report, Row};
 use crate::table::{bar, value};
 
 /// The whole page.
@@ -61,7 +62,7 @@ fn bars(report: &Report, html: &mut String) {
         ours.len()
     );
     for (row, standing) in ours {
-        let class = if standing == Standing::Met { "good" } else { "bad" };
+        let class = if standing == Standing::Missed { "bad" } else { "good" };
         let _ = writeln!(
             html,
             "<tr><td>{}</td><td>{}, {}</td><td class=\"n\">{}</td><td class=\"n\">{} to {}</td><td class=\"n\">{}</td>\
