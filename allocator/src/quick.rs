@@ -36,7 +36,7 @@ impl Allocation {
 
     #[inline(always)]
     fn convert_usual(&self, range: Range<u64>, shape: Shape, intent: Intent) -> Result<Converted, Convert> {
-        let Some((index, record, frame)) = self.way.in_a_row(range.start) else { return self.convert_looking(range, intent) };
+        let Some((index, record, frame)) = self.way.in_a_row(range.start) else { return self.convert_in_quiet(range, intent) };
         let (swept, owner) = (self.pool.swept(), self.way.key());
         let Some((id, left)) = record.lock_quickly().begin(shape, intent, index as u64, owner) else {
             return self.convert_in_quiet(range, intent);
@@ -47,12 +47,12 @@ impl Allocation {
         prove_and_flip(marked, run.frames, left, record, (Some(shape), span, owner))
     }
 
-    /// The same for any run in a quiet GiB of which one run changes.
+    /// The same for any run in a quiet GiB, wherever in the pool, of which one run changes.
     #[inline(never)]
     fn convert_in_quiet(&self, range: Range<u64>, intent: Intent) -> Result<Converted, Convert> {
         // An end before the start makes a length that no GiB has.
         let span = Span::of_bytes(range.start % Order::GIB1.bytes(), range.end.wrapping_sub(range.start));
-        let (Some((index, record, frame)), Some(span)) = (self.way.in_a_row(range.start), span) else {
+        let (Some((index, record, frame)), Some(span)) = (self.way.find(range.start), span) else {
             return self.convert_looking(range, intent);
         };
         let (swept, owner) = (self.pool.swept(), self.way.key());
