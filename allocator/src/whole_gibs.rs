@@ -49,16 +49,9 @@ impl ShortWay {
     /// The way of a handle of `owned`.
     pub(crate) fn new(records: &Records, owned: &Ownership) -> Self {
         let key = if owned.extents.generation() == 0 { SummaryKey::new(owned.id) } else { SummaryKey::NOBODY };
-        let gibs = owned.extents.with(|extents| whole_gibs(records, extents));
-        let first = gibs.first().copied().unwrap_or(NO_GIB);
-        let row = (0..).zip(&gibs).take_while(|(nth, gib)| **gib == first.next(*nth) && gib.record != NONE).count();
-        Self {
-            records: records.all(),
-            in_a_row: row as u64 * Order::GIB1.bytes(),
-            first,
-            others: if row == gibs.len() { Box::default() } else { gibs.into_boxed_slice() },
-            key: AtomicU64::new(key.word()),
-        }
+        let (first, row, others) =
+            owned.extents.with(|extents| one_row(records, extents).unwrap_or_else(|| rows(records, extents)));
+        Self { records: records.all(), in_a_row: row * Order::GIB1.bytes(), first, others, key: AtomicU64::new(key.word()) }
     }
 
     /// The record of the guest GiB around `offset`, in bytes, if it is one of those in a row, with its index and the frame at
@@ -97,6 +90,28 @@ impl ShortWay {
     pub(crate) fn close(&self) {
         self.key.store(SummaryKey::NOBODY.word(), Ordering::Release);
     }
+}
+
+/// The first of the GiBs in a row that an allocation begins with, how many they are, and every guest GiB where that is not all.
+type Rows = (WholeGib, u64, Box<[WholeGib]>);
+
+/// The rows of an allocation that is one run of one node, which most are.
+fn one_row(records: &Records, extents: &[Extent]) -> Option<Rows> {
+    let [Extent { offset: 0, frames }] = *extents else { return None };
+    let in_one_node = records.node_of(frames.start())?.span().contains_range(frames);
+    let first = records.pieces(frames).next()?;
+    let gibs = frames.frames() / Order::GIB1.frames();
+    let start = frames.start();
+    let first = WholeGib { record: u32::try_from(first.record).ok()?, start };
+    (in_one_node && start.is_aligned(Order::GIB1) && gibs > 0).then(|| (first, gibs, Box::default()))
+}
+
+/// The rows of any allocation.
+fn rows(records: &Records, extents: &[Extent]) -> Rows {
+    let gibs = whole_gibs(records, extents);
+    let first = gibs.first().copied().unwrap_or(NO_GIB);
+    let row = (0..).zip(&gibs).take_while(|(nth, gib)| **gib == first.next(*nth) && gib.record != NONE).count();
+    (first, row as u64, if row == gibs.len() { Box::default() } else { gibs.into_boxed_slice() })
 }
 
 /// What is behind each guest GiB that the extents cover to its end, in guest order.
@@ -150,5 +165,19 @@ mod tests {
         let whole: Vec<Option<(u32, u64)>> =
             found.iter().map(|gib| (gib.record != NONE).then(|| (gib.record, gib.start.get() / GIB))).collect();
         assert_eq!(whole, [Some((2, 6)), None, None, None, Some((10, 14))]);
+    }
+
+    #[test]
+    fn one_run_is_the_row_that_a_search_finds() {
+        let nodes = [(0, frames(4 * GIB, 8 * GIB)), (1, frames(12 * GIB, 4 * GIB))];
+        let records = Records::new(&nodes.map(|(node, frames)| NodeFrames { node, frames }));
+        let of = |start, length| [Extent { offset: 0, frames: frames(start, length) }];
+        for extents in [of(6 * GIB, GIB), of(4 * GIB, 8 * GIB), of(6 * GIB, 2 * GIB + 512), of(12 * GIB, 4 * GIB)] {
+            assert_eq!(one_row(&records, &extents), Some(rows(&records, &extents)), "{extents:?}");
+        }
+        // Too short, not aligned, over two nodes: these are searched.
+        for extents in [of(6 * GIB, 512), of(6 * GIB + 512, GIB), of(10 * GIB, 4 * GIB)] {
+            assert_eq!(one_row(&records, &extents), None, "{extents:?}");
+        }
     }
 }
