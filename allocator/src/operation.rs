@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use pageless_metadata::{
-    Ended, Ending, Gib, Intent, Obstacle, OperationId, PfnRange, Purpose, RunSet, Shareability, Span, ToChange, Withdrawal,
+    Ended, Ending, Gib, Intent, Obstacle, OperationId, Order, PfnRange, Purpose, RunSet, Shareability, Span, ToChange, Withdrawal,
 };
 use smallvec::SmallVec;
 
@@ -411,7 +411,11 @@ pub(crate) const fn target(intent: Intent) -> Option<Shareability> {
 }
 
 pub(crate) fn pieces_of(pool: &Inner, runs: &[Extent]) -> Pieces {
-    runs.iter().flat_map(|run| pool.records.pieces(run.frames)).collect()
+    let gibs = |run: &Extent| (u64::from(run.frames.start().in_gib()) + run.frames.frames()).div_ceil(Order::GIB1.frames());
+    // A run over many nodes has a few more.
+    let mut pieces = Pieces::with_capacity(usize::try_from(runs.iter().map(gibs).sum::<u64>()).unwrap_or(0));
+    pieces.extend(runs.iter().flat_map(|run| pool.records.pieces(run.frames)));
+    pieces
 }
 
 pub(crate) fn refused_by(name: &str, refusal: Refusal) -> Blocked {
