@@ -39,7 +39,9 @@ impl Allocation {
         let Some((index, record, frame)) = self.way.in_a_row(range.start) else { return self.convert_in_quiet(range, intent) };
         let (swept, owner) = (self.pool.swept(), self.way.key());
         let Some((id, left)) = record.lock_quickly().begin(shape, intent, index as u64, owner) else {
-            return self.convert_in_quiet(range, intent);
+            // Where another operation is under way, nobody should want the lock twice in vain.
+            let quiet = record.summary().is_quiet(owner);
+            return if quiet { self.convert_in_quiet(range, intent) } else { self.convert_looking(range, intent) };
         };
         let span = shape.span();
         let run = Extent { offset: range.start, frames: span.in_gib_of(frame) };
