@@ -64,18 +64,17 @@ impl Allocation {
             AtOnce::Snag(snag) => return Self::go_on_after(snag),
             AtOnce::Look => {}
         }
-        loop {
+        let begun = loop {
             let generation = self.owned.extents.generation();
-            match self.convert_as_mapped(&range, intent) {
-                // The frames were released because others took their place while this conversion looked them up.
-                Err(Convert::Refused(Refused::Released { .. })) if generation != self.owned.extents.generation() => {}
-                result => return result,
+            let begun = OpenOperation::begin(&self.pool, &self.owned, self.runs(&range)?, intent);
+            match begun {
+                _ if generation == self.owned.extents.generation() => break begun?,
+                // Others took the frames' place while they were looked up, and they may be behind other offsets now.
+                Ok(Begun::Open(mut operation)) => operation.cancel(),
+                Ok(Begun::AlreadySo(_)) | Err(_) => {}
             }
-        }
-    }
-
-    fn convert_as_mapped(&self, range: &Range<u64>, intent: Intent) -> Result<Converted, Convert> {
-        let mut operation = match OpenOperation::begin(&self.pool, &self.owned, self.runs(range)?, intent)? {
+        };
+        let mut operation = match begun {
             Begun::AlreadySo(runs) => {
                 return Ok(Converted { frames: runs.iter().map(|run| run.frames).collect(), changed: false });
             }

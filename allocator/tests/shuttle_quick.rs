@@ -14,7 +14,7 @@ use pageless::{
     Allocation, Cause, Convert, FRAME_BYTES, Mapping, MetadataOnly, Operation, Order, Pfn, PfnRange, Policy, Pool, Refusal,
     Refused, Request, RetryPolicy, Shareability, Stuck, Verdict,
 };
-use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::sync::Mutex;
 use shuttle::sync::atomic::{AtomicU64, Ordering};
 use shuttle::thread;
@@ -32,15 +32,54 @@ const POLICY: Policy = Policy {
 const TRIES: usize = 800;
 
 fn explore(world: impl Fn() + Send + Sync + Copy + 'static) {
-    explore_long(TRIES, world);
-}
-
-fn explore_long(tries: usize, world: impl Fn() + Send + Sync + Copy + 'static) {
     let mut config = shuttle::Config::new();
     // A GiB's flat bits, 32 KiB, lie on the stack for a moment where planes change form.
     config.stack_size = 256 << 10;
     shuttle::Runner::new(RandomScheduler::new(TRIES), config.clone()).run(world);
-    shuttle::Runner::new(PctScheduler::new(3, tries), config).run(world);
+    shuttle::Runner::new(PctScheduler::new(3, TRIES), config.clone()).run(world);
+    for stopped in 1..=2 {
+        shuttle::Runner::new(StopsOnce { stopped, at: 0, steps: 0, yields: 0 }, config.clone()).run(world);
+    }
+}
+
+/// Stops one thread once, at each of its steps in turn, until the others are through or wait for it: whatever was looked at too
+/// early is found, and by no luck.
+struct StopsOnce {
+    /// The thread, in the order of their making.
+    stopped: usize,
+    at: usize,
+    steps: usize,
+    yields: usize,
+}
+
+impl Scheduler for StopsOnce {
+    fn new_execution(&mut self) -> Option<Schedule> {
+        if self.steps < self.at {
+            return None;
+        }
+        (self.at, self.steps, self.yields) = (self.at + 1, 0, 0);
+        Some(Schedule::new(0))
+    }
+
+    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
+        let with = |number: usize| runnable.iter().map(|task| task.id()).find(|id| usize::from(*id) == number);
+        let stopped = with(self.stopped);
+        if self.steps < self.at
+            && let Some(stopped) = stopped
+        {
+            self.steps += 1;
+            return Some(stopped);
+        }
+        // Who yields in a loop may wait for the one that is stopped.
+        self.yields += usize::from(is_yielding);
+        let waits = is_yielding && self.yields > 100;
+        let others = runnable.iter().map(|task| task.id()).filter(|id| Some(*id) != stopped && !(waits && Some(*id) == current));
+        others.max_by_key(|id| usize::from(*id)).or(stopped).or(current)
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        0
+    }
 }
 
 fn run(start: u64, end: u64) -> PfnRange {
@@ -213,7 +252,7 @@ fn no_list_is_left_behind_by_a_conversion_that_a_release_meets() {
 
 #[test]
 fn whoever_is_attached_when_a_conversion_begins_is_asked() {
-    explore_long(8 * TRIES, || {
+    explore(|| {
         let (pool, ram, _) = world(0, 0);
         let late = Table::new();
         at_once([
@@ -296,7 +335,7 @@ fn a_conversion_and_a_replacement_in_its_gib_agree_on_the_frames() {
 /// A frame is lost, replaced, proven, and then put in the place of another: all of the GiB is one owner's again.
 #[test]
 fn a_conversion_never_takes_a_frame_that_has_moved_to_another_offset() {
-    explore_long(8 * TRIES, || {
+    explore(|| {
         let (pool, ram, table) = world(1, 1);
         lose(&ram, &table, 20);
         at_once([
