@@ -9,9 +9,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use pageless::{
-    Blocked, Cause, Convert, Converted, FRAME_BYTES, Intent, Lost, Order, Refusal, RunSet, Shareability, Verdict, Withdrawal,
+    Blocked, Cause, Convert, Converted, FRAME_BYTES, Intent, Lost, Order, Refusal, Request, RunSet, Shareability, Verdict,
+    Withdrawal,
 };
-use scripted::{Asked, NOT_NOW, World, pages, run, set, while_parked};
+use scripted::{Asked, NOT_NOW, Scripted, Shutter, World, pages, run, set, while_parked};
 
 const GIB: u64 = Order::GIB1.frames();
 /// Frames that no conversion here asks for, unless it asks for all.
@@ -358,4 +359,60 @@ fn a_second_mapping_is_asked_only_for_what_the_first_has_proven() {
         let rest = set([(case.from, case.to)]).difference(&set([(case.from, case.from + 1)]));
         assert_eq!(host.invalidated(), rest.runs(), "{}", case.name);
     });
+}
+
+#[test]
+fn what_becomes_shared_is_zeroed_and_what_a_sweep_took_meanwhile_is_not() {
+    for (from, to) in PARTS {
+        let (pool, backing) = Shutter::pool(GIB, 1);
+        let ram = pool.allocate(Request::bytes(Order::GIB1.bytes()).owner("vm")).unwrap();
+        let ept = Scripted::new();
+        ram.attach("ept", ept.clone()).unwrap();
+        ram.share(pages(700, 702)).unwrap();
+        ram.unshare(pages(700, 702)).unwrap();
+        assert_eq!(backing.scrubbed(), set([(700, 702)]));
+        ram.share(pages(from, to)).unwrap();
+        assert_eq!(backing.scrubbed(), set([(from, to)]));
+        ram.unshare(pages(from, to)).unwrap();
+        assert_eq!(backing.scrubbed(), RunSet::new());
+        let (late, ()) = while_parked(
+            ept.parks(),
+            || ram.share(pages(from, to)),
+            || {
+                pool.quarantine_hung(Duration::ZERO);
+                std::thread::sleep(Duration::from_millis(2));
+                pool.quarantine_hung(Duration::from_millis(1));
+                pool.retry(run(0, GIB));
+                assert_eq!(backing.scrubbed(), set([(from, to)]));
+            },
+        );
+        late.unwrap();
+        assert_eq!(backing.scrubbed(), RunSet::new(), "the guest uses these frames");
+        // Contents that the owner keeps are nobody's to zero.
+        drop(ram);
+        pool.reclaim();
+        let kept = pool.allocate(Request::bytes(Order::GIB1.bytes()).keep_contents().owner("vm")).unwrap();
+        kept.share(pages(from, to)).unwrap();
+        assert_eq!(backing.scrubbed(), RunSet::new());
+    }
+}
+
+#[test]
+fn a_mapping_that_was_detached_is_asked_about_what_it_still_owes_and_nothing_else() {
+    for (from, to) in ALL {
+        let world = World::of(2 * GIB);
+        let host = world.also("host");
+        world.ram.share(pages(700, 702)).unwrap();
+        host.sticks(run(GIB + 5, GIB + 6), NOT_NOW);
+        world.ram.share(pages(GIB + 5, GIB + 6)).unwrap_err();
+        assert_eq!(*world.ram.detach("host").unwrap().still_asked_about(), set([(GIB + 5, GIB + 6)]));
+        host.asked();
+        for _ in 0..2 {
+            world.ram.share(pages(from, to)).unwrap();
+            world.ram.unshare(pages(from, to)).unwrap();
+        }
+        assert_eq!(host.asked(), [], "{from}..{to}");
+        assert_eq!(world.ept.invalidated().last(), Some(&run(from, to)));
+        world.books();
+    }
 }
