@@ -9,8 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use pageless::{
-    Blocked, Cause, Convert, Converted, FRAME_BYTES, Intent, Lost, Order, Refusal, Request, RunSet, Shareability, Verdict,
-    Withdrawal,
+    Blocked, Cause, Convert, Converted, FRAME_BYTES, Intent, Lost, Order, Refusal, Refused, Request, RunSet, Shareability,
+    Verdict, Withdrawal,
 };
 use scripted::{Asked, NOT_NOW, Scripted, Shutter, World, pages, run, set, while_parked};
 
@@ -414,5 +414,59 @@ fn a_mapping_that_was_detached_is_asked_about_what_it_still_owes_and_nothing_els
         assert_eq!(host.asked(), [], "{from}..{to}");
         assert_eq!(world.ept.invalidated().last(), Some(&run(from, to)));
         world.books();
+    }
+}
+
+#[test]
+fn only_what_changes_is_asked_about_again_or_quarantined() {
+    let world = || {
+        let world = World::of(GIB);
+        world.ram.share(pages(700, 710)).unwrap();
+        world.ept.asked();
+        world
+    };
+    let panicked = world();
+    panicked.ept.panics_in_invalidate();
+    assert!(catch_unwind(AssertUnwindSafe(|| panicked.ram.share(pages(700, 720)))).is_err());
+    assert_eq!((panicked.books().stats.quarantined, panicked.books().stats.shared), (10, 10));
+    let stuck = world();
+    stuck.ept.sticks(run(715, 716), NOT_NOW);
+    let Err(Convert::Torn { done, lost: gone }) = stuck.ram.share(pages(700, 720)) else { panic!() };
+    assert_eq!((done.frames(), lost(&gone)), (19, set([(715, 716)])));
+    assert_eq!(stuck.ept.invalidated(), [run(710, 720), run(716, 720)]);
+    stuck.books();
+}
+
+#[test]
+fn the_mapping_that_is_in_the_way_is_named_and_those_before_it_are_not_asked_twice() {
+    for (from, to) in ALL {
+        let world = World::of(GIB);
+        let host = world.also("host");
+        host.refuses(Refusal::NoMemory);
+        let refused = world.ram.share(pages(from, to)).unwrap_err();
+        assert!(matches!(&refused, Convert::Refused(Refused::Mapping { mapping, .. }) if mapping == "host"), "{refused}");
+        assert_eq!(world.ept.asked(), [Asked::Prepare(Intent::Share, run(from, to))]);
+        host.sticks(run(to - 1, to), NOT_NOW);
+        let Err(Convert::Torn { lost: gone, .. }) = world.ram.share(pages(from, to)) else { panic!() };
+        assert_eq!((lost(&gone), &*gone[0].cause().mapping), (set([(to - 1, to)]), "host"));
+        assert_eq!(world.ept.invalidated(), [run(from, to)]);
+        world.books();
+    }
+}
+
+#[test]
+fn a_conversion_in_a_gib_that_was_promoted_cuts_its_leaves_again() {
+    for (from, to) in PARTS {
+        let world = World::of(GIB);
+        for _ in 0..2 {
+            world.ram.share(pages(from, to)).unwrap();
+            world.ram.unshare(pages(from, to)).unwrap();
+            assert_eq!(world.ram.max_mapping_order(0), Ok(Order::MIB2), "{from}..{to}");
+            let inside = if to - from == 512 { Order::MIB2 } else { Order::BASE };
+            assert_eq!(world.ram.max_mapping_order((to - 1) * FRAME_BYTES), Ok(inside), "{from}..{to}");
+            world.ram.promote(0, Order::GIB1).unwrap();
+            assert_eq!(world.ram.max_mapping_order(0), Ok(Order::GIB1), "{from}..{to}");
+            world.books();
+        }
     }
 }
