@@ -12,7 +12,7 @@ use pageless::{
     Blocked, Cause, Convert, Converted, FRAME_BYTES, Intent, Lost, Order, Refusal, Refused, Request, RunSet, Shareability,
     Verdict, Withdrawal,
 };
-use scripted::{Asked, NOT_NOW, Scripted, Shutter, World, pages, run, set, while_parked};
+use scripted::{Asked, NOT_NOW, Scripted, Shutter, World, books, pages, run, set, while_parked};
 
 const GIB: u64 = Order::GIB1.frames();
 /// Frames that no conversion here asks for, unless it asks for all.
@@ -468,5 +468,31 @@ fn a_conversion_in_a_gib_that_was_promoted_cuts_its_leaves_again() {
             assert_eq!(world.ram.max_mapping_order(0), Ok(Order::GIB1), "{from}..{to}");
             world.books();
         }
+    }
+}
+
+#[test]
+fn a_conversion_that_comes_back_too_late_changes_nothing_of_the_next_owner() {
+    for (from, to) in ALL {
+        let World { pool, ram, ept } = World::of(GIB);
+        ram.share(pages(from, to)).unwrap();
+        let (late, next) = while_parked(
+            ept.parks(),
+            || ram.unshare(pages(from, to)),
+            || {
+                pool.quarantine_hung(Duration::ZERO);
+                std::thread::sleep(Duration::from_millis(2));
+                pool.quarantine_hung(Duration::from_millis(1));
+                pool.owner_died("vm-42");
+                pool.retry(run(0, GIB));
+                pool.reclaim();
+                let next = pool.allocate(Request::bytes(Order::GIB1.bytes()).owner("next")).unwrap();
+                next.share(pages(0, GIB)).unwrap();
+                next
+            },
+        );
+        assert_eq!(late, Err(Convert::OwnerGone { lost: Vec::new() }), "{from}..{to}");
+        assert_eq!(books(&pool).stats.shared, GIB, "{from}..{to}");
+        assert_eq!(next.shareability(from * FRAME_BYTES), Ok(Shareability::Shared));
     }
 }
