@@ -7,10 +7,12 @@ use std::sync::Arc;
 use pageless_metadata::{AllocationId, FRAME_BYTES, Order, Pfn, PfnRange, Shareability, Span, Summary};
 
 use crate::extents::{Extent, Runs};
+use crate::locked::Locked;
+use crate::operation::pieces_of;
 use crate::outcome::{Refused, checked_block, checked_range};
 use crate::ownership::Ownership;
 use crate::pool::Inner;
-use crate::record::{Piece, Record};
+use crate::record::{Piece, Pieces, Record};
 use crate::whole_gibs::ShortWay;
 
 /// What one owner got: the only handle through which its frames can be used. Dropping it releases them.
@@ -116,7 +118,7 @@ impl Allocation {
     }
 
     /// The run and the piece behind `range`, if there is one of each, and the record: the usual case. The range need not have
-    /// been checked: a bad one has none. They may be from before a frame was replaced: see [`ShortWay::find`].
+    /// been checked: a bad one has none. They may be from before a frame was replaced: whoever locks the record asks the extents.
     pub(crate) fn sole_piece(&self, range: &Range<u64>) -> Option<(Extent, Piece, &Record)> {
         // An end before the start makes a length that no GiB has.
         let span = Span::of_bytes(range.start % Order::GIB1.bytes(), range.end.wrapping_sub(range.start));
@@ -132,6 +134,22 @@ impl Allocation {
         let run = self.owned.extents.single(range)?;
         let piece = self.pool.records.single(run.frames)?;
         Some((run, piece, self.pool.records.record(piece.record)))
+    }
+
+    /// The runs behind `range`, after checking it, with their pieces and those pieces' records locked.
+    ///
+    /// A frame that takes another's place does so under its record's lock, after the extents say so. So whoever has the lock and
+    /// finds the extents as they were has found what is behind the range.
+    pub(crate) fn lock_runs(&self, range: &Range<u64>) -> Result<(Runs, Pieces, Locked<'_>), Refused> {
+        loop {
+            let generation = self.owned.extents.generation();
+            let runs = self.runs(range)?;
+            let pieces = pieces_of(&self.pool, &runs);
+            let locked = self.pool.records.lock(&pieces);
+            if generation == self.owned.extents.generation() {
+                return Ok((runs, pieces, locked));
+            }
+        }
     }
 
     /// The runs behind `range`, after checking it.

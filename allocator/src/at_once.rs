@@ -119,7 +119,7 @@ impl Allocation {
         let Some((run, piece, record)) = self.sole_piece(range) else { return AtOnce::Look };
         let swept = self.pool.swept();
         let mut gib = record.lock();
-        // What was found without a search may be from before a frame was replaced.
+        // Asked under the lock: what was found before may be from before a frame was replaced.
         let found = self.owned.extents.generation() == 0;
         let begun = if found { gib.begin_at_once(piece.span, self.owned.id, intent, piece.record as u64) } else { None };
         drop(gib);

@@ -165,7 +165,8 @@ impl Allocation {
             mappings[at].name = format!("{} (detached)", gone.name).into();
         }
         self.owned.mappings.store(Arc::new(mappings));
-        // The lists that conversions left in the records would keep the mapping alive. None is in use: every sound frame is marked.
+        // The lists that conversions left in the records would keep the mapping alive. No such list is in use: a quick conversion
+        // has its frames marked, and so has this detach.
         let pieces = self.owned.extents.with(|extents| pieces_of(&self.pool, extents));
         let left: Lists = pieces.iter().filter_map(|piece| self.pool.records.record(piece.record).lock().take_list()).collect();
         drop(editing);

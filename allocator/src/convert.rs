@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 
-use pageless_metadata::{FRAME_BYTES, Intent, PfnRange, RunSet};
+use pageless_metadata::{Intent, PfnRange, RunSet};
 
 use crate::allocation::Allocation;
 use crate::asking::Losses;
 use crate::at_once::{AtOnce, Snag, Stage};
-use crate::extents::Extent;
+use crate::extents::Runs;
 use crate::mapping::Stuck;
 use crate::mappings::Mappings;
 use crate::operation::{Begun, OpenOperation, Partition};
-use crate::outcome::{Blocked, Convert, Refused};
+use crate::outcome::{Blocked, Convert};
 
 /// A conversion that succeeded for every frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -64,18 +64,7 @@ impl Allocation {
             AtOnce::Snag(snag) => return Self::go_on_after(snag),
             AtOnce::Look => {}
         }
-        loop {
-            let generation = self.owned.extents.generation();
-            match self.convert_as_mapped(&range, intent) {
-                // The frames were released because others took their place while this conversion looked them up.
-                Err(Convert::Refused(Refused::Released { .. })) if generation != self.owned.extents.generation() => {}
-                result => return result,
-            }
-        }
-    }
-
-    fn convert_as_mapped(&self, range: &Range<u64>, intent: Intent) -> Result<Converted, Convert> {
-        let mut operation = match OpenOperation::begin(&self.pool, &self.owned, self.runs(range)?, intent)? {
+        let mut operation = match self.begin(|| Ok(self.runs(&range)?), intent)? {
             Begun::AlreadySo(runs) => {
                 return Ok(Converted { frames: runs.iter().map(|run| run.frames).collect(), changed: false });
             }
@@ -101,14 +90,16 @@ impl Allocation {
         }
     }
 
-    /// Runs a verb on the block at an offset again when its frame was replaced under it.
-    pub(crate) fn with_run_at<R>(&self, offset: u64, verb: impl Fn(Extent) -> Result<R, Blocked>) -> Result<R, Blocked> {
+    /// Begins an operation on the runs that `find` finds, anew for as long as others take their frames' place meanwhile: those may
+    /// be released then, or behind other offsets.
+    pub(crate) fn begin(&self, find: impl Fn() -> Result<Runs, Blocked>, intent: Intent) -> Result<Begun<'_>, Blocked> {
         loop {
             let generation = self.owned.extents.generation();
-            let run = self.run_at(offset - offset % FRAME_BYTES)?;
-            match verb(run) {
-                Err(Blocked::Refused(Refused::Released { .. })) if generation != self.owned.extents.generation() => {}
-                result => return result,
+            let begun = OpenOperation::begin(&self.pool, &self.owned, find()?, intent);
+            match begun {
+                begun if generation == self.owned.extents.generation() => return begun,
+                Ok(Begun::Open(mut operation)) => operation.cancel(),
+                Ok(Begun::AlreadySo(_)) | Err(_) => {}
             }
         }
     }

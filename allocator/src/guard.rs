@@ -10,7 +10,6 @@ use pageless_metadata::{PfnRange, Purpose};
 
 use crate::allocation::Allocation;
 use crate::extents::{Extent, Runs};
-use crate::operation::pieces_of;
 use crate::outcome::{Blocked, Refused};
 use crate::record::Pieces;
 
@@ -29,9 +28,7 @@ impl Allocation {
     /// Refused as busy while a frame of the range converts, and for good where one is withdrawn or released, or where no such
     /// mapping is attached.
     pub fn map_guard(&self, mapping: &str, range: Range<u64>) -> Result<MapGuard<'_>, Blocked> {
-        let runs = self.runs(&range)?;
-        let pieces = pieces_of(&self.pool, &runs);
-        let mut locked = self.pool.records.lock(&pieces);
+        let (runs, pieces, mut locked) = self.lock_runs(&range)?;
         self.pool.unobstructed(&self.owned, &pieces, &mut locked, Purpose::Use)?;
         pieces.iter().for_each(|piece| locked.gib(piece.record).guard(piece.span));
         drop(locked);

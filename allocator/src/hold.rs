@@ -8,7 +8,6 @@ use pageless_metadata::{HoldId, HolderId, Purpose, Span};
 use crate::allocation::Allocation;
 use crate::journal::EventKind;
 use crate::ledger::{Entry, HoldRow};
-use crate::operation::pieces_of;
 use crate::outcome::{Blocked, Refused};
 use crate::ownership::Ownership;
 use crate::pool::Inner;
@@ -33,8 +32,7 @@ impl Allocation {
         if holder.name().is_empty() {
             return Err(Refused::NoName { what: "holder" }.into());
         }
-        let pieces = pieces_of(&self.pool, &self.runs(&range)?);
-        let mut locked = self.pool.records.lock(&pieces);
+        let (_, pieces, mut locked) = self.lock_runs(&range)?;
         self.pool.unobstructed(&self.owned, &pieces, &mut locked, Purpose::Use)?;
         let id = self.pool.next_hold();
         for piece in &pieces {

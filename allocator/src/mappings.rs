@@ -75,6 +75,9 @@ impl MappingList {
     /// Puts a list in the place of the one before. The caller lets nobody else do so meanwhile.
     pub(crate) fn store(&self, list: Arc<Mappings>) {
         let address = address_of(&list);
+        // No list is current meanwhile: whoever is in the new one may be given a guard at once, and must be asked from then on.
+        // Relaxed: the list, and then the lock of the GiB of the guarded frames, hand it on.
+        self.address.store(0, Ordering::Relaxed);
         self.list.store(list);
         // Release: whoever sees the address sees what was attached before it.
         self.address.store(address, Ordering::Release);

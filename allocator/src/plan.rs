@@ -5,7 +5,7 @@ use std::ops::Range;
 use pageless_metadata::{HolderId, Intent, Order, Pfn, PfnRange, Purpose, RunSet, ToChange};
 
 use crate::allocation::Allocation;
-use crate::operation::{pieces_of, target};
+use crate::operation::target;
 use crate::outcome::{Blocked, Refused};
 
 /// Bytes of hardware metadata that a TDX module with dynamic PAMT needs for every 2 MiB region that is used at 4 KiB: two
@@ -36,9 +36,7 @@ impl Allocation {
         let Some(target) = target(intent) else {
             return Err(Refused::NotAConversion { intent });
         };
-        let runs = self.runs(&range)?;
-        let pieces = pieces_of(&self.pool, &runs);
-        let mut locked = self.pool.records.lock(&pieces);
+        let (_, pieces, mut locked) = self.lock_runs(&range)?;
         let mut blocked = self.pool.unobstructed(&self.owned, &pieces, &mut locked, Purpose::Change).err();
         let mut guarded = false;
         let mut plan = Plan {

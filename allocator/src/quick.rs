@@ -37,8 +37,11 @@ impl Allocation {
     #[inline(always)]
     fn convert_usual(&self, range: Range<u64>, shape: Shape, intent: Intent) -> Result<Converted, Convert> {
         let Some((index, record, frame)) = self.way.in_a_row(range.start) else { return self.convert_in_quiet(range, intent) };
-        let (swept, owner) = (self.pool.swept(), self.way.key());
-        let Some((id, left)) = record.lock_quickly().begin(shape, intent, index as u64, owner) else {
+        let swept = self.pool.swept();
+        let gib = record.lock_quickly();
+        // Under the lock: before it, a frame may be replaced and come back behind another offset.
+        let owner = self.way.key();
+        let Some((id, left)) = gib.begin(shape, intent, index as u64, owner) else {
             // Where another operation is under way, nobody should want the lock twice in vain.
             let quiet = record.summary().is_quiet(owner);
             return if quiet { self.convert_in_quiet(range, intent) } else { self.convert_looking(range, intent) };
@@ -57,8 +60,11 @@ impl Allocation {
         let (Some((index, record, frame)), Some(span)) = (self.way.find(range.start), span) else {
             return self.convert_looking(range, intent);
         };
-        let (swept, owner) = (self.pool.swept(), self.way.key());
-        let Some((id, changes, left)) = record.lock_quickly().begin_run(span, intent, index as u64, owner) else {
+        let swept = self.pool.swept();
+        let gib = record.lock_quickly();
+        // Under the lock: before it, a frame may be replaced and come back behind another offset.
+        let owner = self.way.key();
+        let Some((id, changes, left)) = gib.begin_run(span, intent, index as u64, owner) else {
             return self.convert_looking(range, intent);
         };
         let run = Extent { offset: range.start, frames: span.in_gib_of(frame) };

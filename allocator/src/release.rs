@@ -70,9 +70,7 @@ impl Allocation {
     /// never be used again. All or nothing: refused while a frame of it converts, is held, is withdrawn, or was released
     /// before.
     pub fn release_range(&self, range: Range<u64>) -> Result<RunSet, Blocked> {
-        let runs = self.runs(&range)?;
-        let pieces = pieces_of(&self.pool, &runs);
-        let mut locked = self.pool.records.lock(&pieces);
+        let (_, pieces, mut locked) = self.lock_runs(&range)?;
         self.pool.unobstructed(&self.owned, &pieces, &mut locked, Purpose::Change)?;
         let mut released = Runs::new();
         pieces.iter().for_each(|piece| {

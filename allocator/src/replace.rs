@@ -80,11 +80,13 @@ impl Allocation {
             if gib.is_withdrawn(piece.span) {
                 return false;
             }
+            // Before the frame is the owner's, and under its lock: an offset that was given up may list it from an earlier time,
+            // and whoever comes from there must find that the extents have changed. Before the lost frame goes too: whoever
+            // finds it released looks whether they have, and then again.
+            self.way.close();
+            self.owned.extents.replace(lost.offset, taken.start());
             gib.allocate(piece.span, self.owned.id, Shareability::Private);
         }
-        self.way.close();
-        // Before the lost frame goes: whoever finds it released looks whether the extents have changed, and then again.
-        self.owned.extents.replace(lost.offset, taken.start());
         for piece in self.pool.records.pieces(lost.frames) {
             let mut gib = self.pool.records.record(piece.record).lock();
             // The mark may have been lifted by proof since it was checked; the frame then is released and sound, and
@@ -94,6 +96,7 @@ impl Allocation {
             self.pool.registry.lock().give_up(piece.frames);
             self.owned.add_released(lost);
             drop(gib);
+            // Never the last that has a mapping: whoever detaches one takes it out of every record.
             drop(list);
         }
         true

@@ -4,10 +4,11 @@
 //! shareability, soundness and no hold, which the record answers without scanning a refcount.
 
 use pageless_metadata::{FRAME_BYTES, Intent, Order, Purpose, Span};
+use smallvec::smallvec;
 
 use crate::allocation::Allocation;
-use crate::extents::Extent;
-use crate::operation::{Begun, OpenOperation, refused_by};
+use crate::extents::{Extent, Runs};
+use crate::operation::{Begun, pieces_of, refused_by};
 use crate::outcome::{Blocked, Refused, checked_block};
 use crate::record::Piece;
 
@@ -17,18 +18,17 @@ impl Allocation {
     /// Every mapping prepares for it. Does nothing where the leaf is not larger.
     pub fn demote(&self, offset: u64, to: Order) -> Result<(), Blocked> {
         let start = offset - offset % FRAME_BYTES;
-        self.with_run_at(start, |run| {
-            let block = self.block_run(start, to).unwrap_or(run);
-            let mut operation = match OpenOperation::begin(&self.pool, &self.owned, smallvec::smallvec![block], Intent::Resize)? {
-                Begun::AlreadySo(_) => return Ok(()),
-                Begun::Open(operation) => operation,
-            };
-            operation.prepare(&self.owned.mappings.load())?;
-            let piece = self.piece(block)?;
+        let find = || -> Result<Runs, Blocked> {
+            let run = self.run_at(start)?;
+            Ok(smallvec![self.block_run(start, to).unwrap_or(run)])
+        };
+        let Begun::Open(mut operation) = self.begin(find, Intent::Resize)? else { return Ok(()) };
+        operation.prepare(&self.owned.mappings.load())?;
+        for piece in pieces_of(&self.pool, operation.runs()) {
             self.pool.records.record(piece.record).lock().demote(piece.span);
-            operation.finish(crate::asking::Losses::default());
-            Ok(())
-        })
+        }
+        operation.finish(crate::asking::Losses::default());
+        Ok(())
     }
 
     /// Whether the block of `order` around `offset` could be mapped by one leaf: one owner, aligned alike in guest and pool,
@@ -63,10 +63,13 @@ impl Allocation {
     /// [promotable](Self::promotable) or a mapping will not.
     pub fn promote(&self, offset: u64, order: Order) -> Result<(), Blocked> {
         self.promotable(offset, order)?;
-        let (block, piece) = self.block(offset, order)?;
-        let Begun::Open(mut operation) =
-            OpenOperation::begin(&self.pool, &self.owned, smallvec::smallvec![block], Intent::Resize)?
+        let find = || -> Result<Runs, Blocked> { Ok(smallvec![self.block(offset, order)?.0]) };
+        let Begun::Open(mut operation) = self.begin(find, Intent::Resize)? else { return Ok(()) };
+        // The one that is marked now.
+        let Some((block, piece)) =
+            operation.runs().first().and_then(|block| Some((*block, self.pool.records.single(block.frames)?)))
         else {
+            operation.cancel();
             return Ok(());
         };
         // Looked at again under the mark: a conversion may have come between.

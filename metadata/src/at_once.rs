@@ -52,7 +52,7 @@ impl Gib {
     }
 
     /// [`flip_in_quiet`](Self::flip_in_quiet) of what [began quickly](Self::begin_quickly), where that is a matter of a few words
-    /// again; false, and nothing done, where it is not.
+    /// again; false, and nothing converted, where it is not.
     #[inline(always)]
     pub fn flip_quickly(&mut self, shape: Shape, intent: Intent) -> bool {
         // The demotion first: it may be done although the rest is not.

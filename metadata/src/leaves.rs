@@ -94,7 +94,8 @@ impl Leaves {
 
     /// Sets all bits to `value` where no block is mixed.
     #[inline(always)]
-    pub(crate) const fn fill_all(&mut self, value: bool) {
+    pub(crate) fn fill_all(&mut self, value: bool) {
+        debug_assert!(self.mixed == [0; 8], "a block is mixed");
         self.full = [if value { u64::MAX } else { 0 }; 8];
     }
 

@@ -23,7 +23,8 @@ const MIXED: u64 = 4;
 /// More than any difference that says something.
 const DIFFERENT: u64 = 8;
 const OWNER_SHIFT: u32 = 3;
-/// The top bit, which no key has: the rest is the number of the operation.
+/// The top bit, which no key has. The rest is the number of the operation, whose own top bit is a part of the GiB's and alike for
+/// all operations in it.
 const ALONE: u64 = 1 << 63;
 
 impl SummaryKey {
@@ -234,5 +235,31 @@ mod tests {
         let (operation, _) = gib.begin_at_once(Span::single(9), ID, Intent::Unshare, 0).unwrap();
         gib.finish(operation, Span::single(9), Ending::Fail);
         assert!(!agree(&gib));
+    }
+
+    #[test]
+    fn a_word_that_says_what_is_not_so_is_found() {
+        let mut gib = owned();
+        let other = Summary(SummaryKey::new(AllocationId::new(8)).word());
+        for wrong in
+            [Summary::NOTHING, other, Summary(KEY.word() | SHARED), Summary(KEY.word() | DEMOTED), Summary(KEY.word() | MIXED)]
+        {
+            gib.check_summary(wrong).unwrap_err();
+        }
+        gib.check_summary(gib.summary()).unwrap();
+        let quiet = gib.summary();
+        let (first, _) = gib.begin_at_once(Span::single(5), ID, Intent::Share, 0).unwrap();
+        let alone = Summary::alone(first);
+        gib.check_summary(alone).unwrap();
+        gib.check_summary(Summary::NOTHING).unwrap();
+        gib.check_summary(quiet).unwrap_err();
+        gib.check_summary(Summary::alone(OperationId::new(0, 99))).unwrap_err();
+        // Not alone any more: poison, and another operation.
+        gib.poison(Span::single(9));
+        gib.check_summary(alone).unwrap_err();
+        let mut gib = owned();
+        let (first, _) = gib.begin_at_once(Span::single(5), ID, Intent::Share, 0).unwrap();
+        gib.begin_at_once(Span::single(6), ID, Intent::Share, 0).unwrap();
+        gib.check_summary(Summary::alone(first)).unwrap_err();
     }
 }

@@ -76,6 +76,12 @@ impl Plain {
         Span::new(start, start + u32::try_from(len).unwrap())
     }
 
+    fn only_run(&self, span: Span, value: bool) -> Option<Span> {
+        let run = self.run(span, value)?;
+        let rest = Span::new(run.end(), span.end());
+        rest.is_none_or(|rest| self.run(rest, value).is_none()).then_some(run)
+    }
+
     fn uniformity(&self, span: Span) -> Uniformity {
         let frames = self.of(span);
         match frames.iter().filter(|is| **is).count() {
@@ -102,6 +108,7 @@ fn same_shareability(plane: &SharePlane, plain: &Plain, probes: &[Span]) {
         assert_eq!(plane.is_shared(probe.start()), plain.0[probe.start() as usize], "{probe:?}");
         for shared in [false, true] {
             assert_eq!(plane.next_run(*probe, shared), plain.run(*probe, shared), "{probe:?} {shared}");
+            assert_eq!(plane.only_run(*probe, shared), plain.only_run(*probe, shared), "{probe:?} {shared}");
         }
     }
 }
