@@ -6,39 +6,24 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 #![allow(clippy::cast_possible_truncation, reason = "eight frames")]
 
+mod interleaved;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use interleaved::{POLICY, act, at_once, explore, settle};
 use pageless::{
-    Allocation, Blocked, Cause, Convert, FRAME_BYTES, Mapping, MetadataOnly, Operation, Order, Pfn, PfnRange, Policy, Pool,
-    Refusal, Request, RetryPolicy, RunSet, Stuck, Verdict,
+    Allocation, Blocked, Cause, Convert, FRAME_BYTES, Mapping, MetadataOnly, Operation, Order, Pfn, PfnRange, Pool, Refusal,
+    Request, RunSet, Stuck, Verdict,
 };
 use shuttle::rand::Rng;
-use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread;
 
 /// The pool straddles the border of two GiBs, so that most operations need the locks of both.
 const FIRST: u64 = Order::GIB1.frames() - 4;
 const FRAMES: u64 = 8;
-
-const POLICY: Policy = Policy {
-    retry: RetryPolicy { at_once: 0, pause: Duration::ZERO, later: 16, later_after: Duration::ZERO },
-    guard_drain: Duration::from_micros(60),
-    busy_after: Duration::ZERO,
-};
-
-/// Schedules tried by each scheduler.
-const TRIES: usize = 800;
-
-fn explore(world: impl Fn() + Send + Sync + Copy + 'static) {
-    let mut config = shuttle::Config::new();
-    // A GiB's flat bits, 32 KiB, lie on the stack for a moment where planes change form.
-    config.stack_size = 256 << 10;
-    shuttle::Runner::new(RandomScheduler::new(TRIES), config.clone()).run(world);
-    shuttle::Runner::new(PctScheduler::new(3, TRIES), config).run(world);
-}
 
 fn run(start: u64, end: u64) -> PfnRange {
     PfnRange::new(Pfn::new(FIRST + start), Pfn::new(FIRST + end)).unwrap()
@@ -110,25 +95,6 @@ fn world() -> (Pool, Arc<Allocation>, Arc<Table>) {
     let table = Arc::new(Table::default());
     ram.attach("ept", table.clone()).unwrap();
     (pool, ram, table)
-}
-
-/// Runs all of them at once, and waits for them.
-fn at_once<const N: usize>(acts: [Box<dyn FnOnce() + Send>; N]) {
-    let running = acts.map(|act| thread::spawn(act));
-    running.into_iter().for_each(|act| act.join().unwrap());
-}
-
-fn settle(pool: &Pool) {
-    let found = pool.verify();
-    assert!(found.is_sound(), "{:#?}", found.faults);
-    assert_eq!(pool.stats().converting, 0);
-}
-
-macro_rules! act {
-    ([$($shared:ident),*] $body:expr) => {{
-        $(let $shared = $shared.clone();)*
-        Box::new(move || { $body; })
-    }};
 }
 
 #[test]

@@ -6,81 +6,23 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeSet;
+mod interleaved;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use interleaved::{POLICY, act, at_once, explore_each_stop, settle};
 use pageless::{
-    Allocation, Cause, Convert, FRAME_BYTES, Mapping, MetadataOnly, Operation, Order, Pfn, PfnRange, Policy, Pool, Refusal,
-    Refused, Request, RetryPolicy, Shareability, Stuck, Verdict,
+    Allocation, Cause, Convert, FRAME_BYTES, Mapping, MetadataOnly, Operation, Order, Pfn, PfnRange, Pool, Refusal, Refused,
+    Request, Shareability, Stuck, Verdict,
 };
-use shuttle::scheduler::{PctScheduler, RandomScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::sync::Mutex;
 use shuttle::sync::atomic::{AtomicU64, Ordering};
 use shuttle::thread;
 
 /// The pool's first GiB is one owner's; the second has a few frames.
 const GIB: u64 = Order::GIB1.frames();
-
-const POLICY: Policy = Policy {
-    retry: RetryPolicy { at_once: 0, pause: Duration::ZERO, later: 16, later_after: Duration::ZERO },
-    guard_drain: Duration::from_micros(60),
-    busy_after: Duration::ZERO,
-};
-
-/// Schedules tried by each scheduler.
-const TRIES: usize = 800;
-
-fn explore(world: impl Fn() + Send + Sync + Copy + 'static) {
-    let mut config = shuttle::Config::new();
-    // A GiB's flat bits, 32 KiB, lie on the stack for a moment where planes change form.
-    config.stack_size = 256 << 10;
-    shuttle::Runner::new(RandomScheduler::new(TRIES), config.clone()).run(world);
-    shuttle::Runner::new(PctScheduler::new(3, TRIES), config.clone()).run(world);
-    for stopped in 1..=2 {
-        shuttle::Runner::new(StopsOnce { stopped, at: 0, steps: 0, yields: 0 }, config.clone()).run(world);
-    }
-}
-
-/// Stops one thread once, at each of its steps in turn, until the others are through or wait for it: whatever was looked at too
-/// early is found, and by no luck.
-struct StopsOnce {
-    /// The thread, in the order of their making.
-    stopped: usize,
-    at: usize,
-    steps: usize,
-    yields: usize,
-}
-
-impl Scheduler for StopsOnce {
-    fn new_execution(&mut self) -> Option<Schedule> {
-        if self.steps < self.at {
-            return None;
-        }
-        (self.at, self.steps, self.yields) = (self.at + 1, 0, 0);
-        Some(Schedule::new(0))
-    }
-
-    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
-        let with = |number: usize| runnable.iter().map(|task| task.id()).find(|id| usize::from(*id) == number);
-        let stopped = with(self.stopped);
-        if self.steps < self.at
-            && let Some(stopped) = stopped
-        {
-            self.steps += 1;
-            return Some(stopped);
-        }
-        // Who yields in a loop may wait for the one that is stopped.
-        self.yields += usize::from(is_yielding);
-        let waits = is_yielding && self.yields > 100;
-        let others = runnable.iter().map(|task| task.id()).filter(|id| Some(*id) != stopped && !(waits && Some(*id) == current));
-        others.max_by_key(|id| usize::from(*id)).or(stopped).or(current)
-    }
-
-    fn next_u64(&mut self) -> u64 {
-        0
-    }
-}
 
 fn run(start: u64, end: u64) -> PfnRange {
     PfnRange::new(Pfn::new(start), Pfn::new(end)).unwrap()
@@ -153,28 +95,9 @@ fn lose(ram: &Allocation, table: &Table, page: u64) {
     table.stuck.store(u64::MAX, Ordering::SeqCst);
 }
 
-/// Runs all of them at once, and waits for them.
-fn at_once<const N: usize>(acts: [Box<dyn FnOnce() + Send>; N]) {
-    let running = acts.map(|act| thread::spawn(act));
-    running.into_iter().for_each(|act| act.join().unwrap());
-}
-
-fn settle(pool: &Pool) {
-    let found = pool.verify();
-    assert!(found.is_sound(), "{:#?}", found.faults);
-    assert_eq!(pool.stats().converting, 0);
-}
-
-macro_rules! act {
-    ([$($shared:ident),*] $body:expr) => {{
-        $(let $shared = $shared.clone();)*
-        Box::new(move || { $body; })
-    }};
-}
-
 #[test]
 fn two_conversions_in_a_gib_are_both_done_or_one_is_busy() {
-    explore(|| {
+    explore_each_stop(|| {
         let (pool, ram, _) = world(0, 0);
         let overlapping = |to| act!([ram] assert!(matches!(ram.share(pages(9, to)), Ok(_) | Err(Convert::Busy { .. }))));
         at_once([overlapping(10), overlapping(12), act!([ram] assert!(ram.share(pages(512, 1024)).unwrap().changed()))]);
@@ -187,7 +110,7 @@ fn two_conversions_in_a_gib_are_both_done_or_one_is_busy() {
 #[test]
 fn a_frame_poisoned_at_any_moment_of_a_conversion_is_not_among_those_that_are_done() {
     for (from, to) in [(9, 10), (512, 1024), (600, 3000)] {
-        explore(move || {
+        explore_each_stop(move || {
             let (pool, ram, _) = world(0, 0);
             at_once([
                 act!([ram, pool] match ram.share(pages(from, to)) {
@@ -210,7 +133,7 @@ fn a_frame_poisoned_at_any_moment_of_a_conversion_is_not_among_those_that_are_do
 
 #[test]
 fn an_owner_that_dies_at_any_moment_of_a_conversion_gets_no_frame_twice() {
-    explore(|| {
+    explore_each_stop(|| {
         let (pool, ram, _) = world(0, 0);
         at_once([
             act!([ram] match ram.share(pages(9, 10)) {
@@ -230,7 +153,7 @@ fn an_owner_that_dies_at_any_moment_of_a_conversion_gets_no_frame_twice() {
 /// The mapping's weak handle tells whether a list in a record still has it.
 #[test]
 fn no_list_is_left_behind_by_a_conversion_that_a_release_meets() {
-    explore(|| {
+    explore_each_stop(|| {
         let (pool, ram, table) = world(0, 0);
         let weak = Arc::downgrade(&table);
         drop(table);
@@ -252,7 +175,7 @@ fn no_list_is_left_behind_by_a_conversion_that_a_release_meets() {
 
 #[test]
 fn whoever_is_attached_when_a_conversion_begins_is_asked() {
-    explore(|| {
+    explore_each_stop(|| {
         let (pool, ram, _) = world(0, 0);
         let late = Table::new();
         at_once([
@@ -268,7 +191,7 @@ fn whoever_is_attached_when_a_conversion_begins_is_asked() {
 
 #[test]
 fn a_mapping_is_detached_and_another_attached_and_each_is_asked_in_its_time() {
-    explore(|| {
+    explore_each_stop(|| {
         let (pool, ram, table) = world(0, 0);
         let (weak, next) = (Arc::downgrade(&table), Table::new());
         at_once([
@@ -293,7 +216,7 @@ fn a_mapping_is_detached_and_another_attached_and_each_is_asked_in_its_time() {
 
 #[test]
 fn nobody_maps_a_frame_between_its_proof_and_the_flip() {
-    explore(|| {
+    explore_each_stop(|| {
         let (pool, ram, table) = world(0, 0);
         at_once([
             act!([ram, table] if ram.share(pages(9, 10)).is_ok() {
@@ -314,7 +237,7 @@ fn nobody_maps_a_frame_between_its_proof_and_the_flip() {
 
 #[test]
 fn a_conversion_and_a_replacement_in_its_gib_agree_on_the_frames() {
-    explore(|| {
+    explore_each_stop(|| {
         let (pool, ram, table) = world(0, 3);
         lose(&ram, &table, 20);
         at_once([
@@ -335,7 +258,7 @@ fn a_conversion_and_a_replacement_in_its_gib_agree_on_the_frames() {
 /// A frame is lost, replaced, proven, and then put in the place of another: all of the GiB is one owner's again.
 #[test]
 fn a_conversion_never_takes_a_frame_that_has_moved_to_another_offset() {
-    explore(|| {
+    explore_each_stop(|| {
         let (pool, ram, table) = world(1, 1);
         lose(&ram, &table, 20);
         at_once([
