@@ -5,7 +5,7 @@
 //! how many must be there to be taken: so many free leaves stay in chunks that exist, whatever is taken and given back
 //! meanwhile, and nobody has to note for which blocks.
 
-use crate::bits::Bits512;
+use crate::bits::{self, Bits512};
 use crate::try_box::{NoMemory, try_array};
 
 const CHUNK_LEAVES: usize = 32;
@@ -19,7 +19,9 @@ pub(crate) type Leaf = Bits512;
 
 /// Leaves by block number, 0 to 511.
 pub(crate) struct LeafStore {
-    slots: [u16; 512],
+    slots: [u16; BLOCKS],
+    /// Blocks whose leaf is in the slot of their own number: one line to look at, where the slots have sixteen.
+    home: Bits512,
     /// Per chunk, the leaves that nobody has. Zero where the chunk is absent.
     free: [u32; CHUNKS],
     chunks: [Option<Box<[Leaf; CHUNK_LEAVES]>>; CHUNKS],
@@ -41,7 +43,8 @@ impl LeafStore {
 
     pub(crate) const fn new() -> Self {
         Self {
-            slots: [NONE; 512],
+            slots: [NONE; BLOCKS],
+            home: [0; 8],
             free: [0; CHUNKS],
             chunks: [const { None }; CHUNKS],
             available: 0,
@@ -55,14 +58,14 @@ impl LeafStore {
     /// The leaf of `block`.
     #[inline]
     pub(crate) fn leaf(&self, block: u32) -> Option<&Leaf> {
-        let slot = self.slots[block as usize % BLOCKS] as usize;
+        let slot = self.slot(block);
         self.chunks.get(slot / CHUNK_LEAVES)?.as_ref().map(|chunk| &chunk[slot % CHUNK_LEAVES])
     }
 
     /// The leaf of `block`, to be written.
     #[inline]
     pub(crate) fn leaf_mut(&mut self, block: u32) -> Option<&mut Leaf> {
-        let slot = self.slots[block as usize % BLOCKS] as usize;
+        let slot = self.slot(block);
         self.chunks.get_mut(slot / CHUNK_LEAVES)?.as_mut().map(|chunk| &mut chunk[slot % CHUNK_LEAVES])
     }
 
@@ -71,12 +74,12 @@ impl LeafStore {
     pub(crate) fn take(&mut self, block: u32) -> Result<(), NoMemory> {
         if self.slots[block as usize] == NONE {
             if self.available <= self.promised {
-                self.make_room(1)?;
+                self.make_room(1, block)?;
             }
             // The spares come last, so that they stay spare.
             let used = self.roomy & !self.spare;
-            let chunk = if used != 0 { used } else { self.roomy }.trailing_zeros() as usize;
-            self.slots[block as usize] = self.occupy(chunk);
+            let slot = self.occupy(if used != 0 { used } else { self.roomy }, block);
+            self.place(block as usize, slot);
         }
         Ok(())
     }
@@ -93,7 +96,8 @@ impl LeafStore {
     /// Takes the leaf of `block` back.
     #[inline]
     pub(crate) fn give_back(&mut self, block: u32) {
-        let slot = std::mem::replace(&mut self.slots[block as usize], NONE) as usize;
+        let slot = self.slots[block as usize] as usize;
+        self.place(block as usize, NONE);
         let chunk = slot / CHUNK_LEAVES;
         if slot == NONE as usize {
             return;
@@ -108,11 +112,11 @@ impl LeafStore {
     }
 
     /// Promises that so many leaves, 2 at most, can be taken without asking the allocator right after [`Self::redeem`] has
-    /// ended the promise.
+    /// ended the promise, best by the block `near`.
     #[inline]
-    pub(crate) fn promise(&mut self, leaves: u32) -> Result<(), NoMemory> {
+    pub(crate) fn promise(&mut self, leaves: u32, near: u32) -> Result<(), NoMemory> {
         if self.available < self.promised + leaves {
-            self.make_room(leaves)?;
+            self.make_room(leaves, near)?;
         }
         self.promised += leaves;
         Ok(())
@@ -154,12 +158,13 @@ impl LeafStore {
                 continue;
             }
             let Some(leaf) = self.chunks[slot / CHUNK_LEAVES].as_ref().map(|chunk| chunk[slot % CHUNK_LEAVES]) else { continue };
-            let target = (self.roomy & kept).trailing_zeros() as usize;
-            let moved = self.occupy(target);
-            if let Some(chunk) = &mut self.chunks[target] {
+            // A block below 512.
+            #[allow(clippy::cast_possible_truncation)]
+            let moved = self.occupy(self.roomy & kept, block as u32);
+            if let Some(chunk) = &mut self.chunks[moved as usize / CHUNK_LEAVES] {
                 chunk[moved as usize % CHUNK_LEAVES] = leaf;
             }
-            self.slots[block] = moved;
+            self.place(block, moved);
         }
         (0..CHUNKS).filter(|chunk| kept & 1 << chunk == 0).for_each(|chunk| self.drop_chunk(chunk));
         self.heap_bytes() < before
@@ -187,6 +192,9 @@ impl LeafStore {
         }
         for block in 0..512 {
             let slot = self.slots[block as usize] as usize;
+            if bits::has(&self.home, block) != (slot == block as usize) {
+                return Err(format!("block {block} has slot {slot:#x}, and is at home: {}", bits::has(&self.home, block)));
+            }
             if (slot != NONE as usize) != mixed(block) {
                 return Err(format!("block {block} has slot {slot:#x}, but is mixed: {}", mixed(block)));
             }
@@ -214,15 +222,38 @@ impl LeafStore {
         Ok(())
     }
 
+    /// Where the block's leaf is.
+    #[inline(always)]
+    const fn slot(&self, block: u32) -> usize {
+        let block = block as usize % BLOCKS;
+        // A block below 512.
+        #[allow(clippy::cast_possible_truncation)]
+        let at_home = bits::has(&self.home, block as u32);
+        if at_home { block } else { self.slots[block] as usize }
+    }
+
+    /// Notes where the block's leaf is from now on.
+    fn place(&mut self, block: usize, slot: u16) {
+        self.slots[block] = slot;
+        // A block below 512.
+        #[allow(clippy::cast_possible_truncation)]
+        let (word, mask) = bits::place(block as u32);
+        self.home[word] = if slot as usize == block { self.home[word] | mask } else { self.home[word] & !mask };
+    }
+
     /// Whether every chunk exists, so that there is a leaf for every block.
     #[inline]
     const fn is_complete(&self) -> bool {
         self.present == u16::MAX
     }
 
-    /// The slot of a free leaf of `chunk`, which is present and has one.
-    fn occupy(&mut self, chunk: usize) -> u16 {
-        let leaf = self.free[chunk].trailing_zeros() as usize;
+    /// The slot of a free leaf for `block` in one of these chunks, of which there is one and each has one: its own, if that is
+    /// among them.
+    fn occupy(&mut self, chunks: u16, block: u32) -> u16 {
+        let (home, own) = (block as usize / CHUNK_LEAVES, block as usize % CHUNK_LEAVES);
+        let is_at_home = chunks & 1 << home != 0 && self.free[home] & 1 << own != 0;
+        let chunk = if is_at_home { home } else { chunks.trailing_zeros() as usize };
+        let leaf = if is_at_home { own } else { self.free[chunk].trailing_zeros() as usize };
         self.free[chunk] &= !(1 << leaf);
         self.available -= 1;
         self.spare &= !(1 << chunk);
@@ -235,10 +266,13 @@ impl LeafStore {
         slot
     }
 
-    /// Adds a chunk if so many more leaves than are promised are not there, and one can be added.
+    /// Adds a chunk if so many more leaves than are promised are not there, and one can be added: the one
+    /// with the own place of the block `near`, where that is not there.
     #[cold]
-    fn make_room(&mut self, leaves: u32) -> Result<(), NoMemory> {
-        let Some(chunk) = self.chunks.iter().position(Option::is_none) else { return Ok(()) };
+    fn make_room(&mut self, leaves: u32, near: u32) -> Result<(), NoMemory> {
+        let home = near as usize / CHUNK_LEAVES;
+        let absent = |chunk: &usize| self.present & 1 << chunk == 0;
+        let Some(chunk) = Some(home).filter(absent).or_else(|| (0..CHUNKS).find(absent)) else { return Ok(()) };
         debug_assert!(leaves <= u32::BITS, "a chunk has {} leaves", u32::BITS);
         self.chunks[chunk] = Some(try_array([0; 8])?);
         self.free[chunk] = u32::MAX;
@@ -278,7 +312,7 @@ mod tests {
     fn a_promise_outlives_leaves_that_come_and_go() {
         let mut store = LeafStore::new();
         let promised = 3 * CHUNK_LEAVES;
-        (0..promised / 2).for_each(|_| store.promise(2).unwrap());
+        (0..promised / 2).for_each(|_| store.promise(2, 0).unwrap());
         (0..200).for_each(|block| store.take(block).unwrap());
         (0..200).for_each(|block| store.give_back(block));
         store.check(|_| false).unwrap();
@@ -296,10 +330,25 @@ mod tests {
 
     /// Between the end of a promise and the taking, something else may be given back.
     #[test]
+    fn blocks_in_a_row_are_mostly_at_home_and_scattered_ones_share_a_chunk() {
+        // Where a row begins within a chunk, its rest is filled by the next ones, and so on.
+        for (first, at_home) in [(0, 100), (96, 100), (100, 88), (300, 64)] {
+            let mut store = LeafStore::new();
+            (first..first + 100).for_each(|block| store.take(block).unwrap());
+            store.check(|block| (first..first + 100).contains(&block)).unwrap();
+            assert_eq!(store.home.iter().map(|word| word.count_ones()).sum::<u32>(), at_home, "from {first} on");
+        }
+        let mut store = LeafStore::new();
+        (0..32).for_each(|nth| store.take(nth * 16).unwrap());
+        assert_eq!(store.heap_bytes(), CHUNK_LEAVES * size_of::<Leaf>());
+        store.check(|block| block % 16 == 0).unwrap();
+    }
+
+    #[test]
     fn what_was_just_redeemed_is_not_freed() {
         let mut store = LeafStore::new();
         let pairs = CHUNK_LEAVES / 2;
-        (0..=pairs).for_each(|_| store.promise(2).unwrap());
+        (0..=pairs).for_each(|_| store.promise(2, 0).unwrap());
         store.take(511).unwrap();
         store.redeem(2);
         store.give_back(511);
@@ -313,7 +362,7 @@ mod tests {
     fn a_store_whose_every_block_has_a_leaf_promises_what_it_will_not_need() {
         let mut store = LeafStore::new();
         (0..512).for_each(|block| store.take(block).unwrap());
-        (0..400).for_each(|_| store.promise(2).unwrap());
+        (0..400).for_each(|_| store.promise(2, 0).unwrap());
         store.check(|_| true).unwrap();
         (0..512).for_each(|block| store.give_back(block));
         (0..512).for_each(|block| store.take(block).unwrap());

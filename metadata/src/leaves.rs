@@ -110,7 +110,7 @@ impl Leaves {
     pub(crate) fn promise(&mut self, span: Span) -> Result<(), NoMemory> {
         match span.partial_blocks_count() {
             0 => Ok(()),
-            leaves => opened(&mut self.store)?.promise(leaves),
+            leaves => opened(&mut self.store)?.promise(leaves, span.start() / BLOCK_FRAMES),
         }
     }
 
