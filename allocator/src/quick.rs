@@ -24,8 +24,7 @@ impl Allocation {
     // Always: each intent gets its own copy, in which nothing asks for the intent again.
     #[inline(always)]
     pub(crate) fn convert(&self, range: Range<u64>, intent: Intent) -> Result<Converted, Convert> {
-        // An end before the start makes a length that no GiB has.
-        // Each shape gets its own copy too.
+        // An end before the start makes a length that no shape has. Each shape gets its own copy too.
         match Shape::of_bytes(range.start, range.end.wrapping_sub(range.start)) {
             Some(Shape::Frame(frame)) => self.convert_usual(range, Shape::Frame(frame), intent),
             Some(Shape::Block(block)) => self.convert_usual(range, Shape::Block(block), intent),
