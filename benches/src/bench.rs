@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::contest::{Contest, Sweeper, median};
+use crate::calm::{Calm, Repetitions};
+use crate::contest::{Contest, Sweeper, Trial, median};
 use crate::counting::Counted;
 use crate::floor::rmw_sample;
 use crate::report::Row;
@@ -24,6 +25,8 @@ pub struct Scale {
     pub reps: usize,
     /// What one contender may take for one question, after three repetitions.
     pub budget: Duration,
+    /// How long the run may wait, in all, until it has the core alone.
+    pub patience: Duration,
     /// Bytes that are written to sweep the caches.
     pub sweep_bytes: usize,
     /// Bytes of the largest chase of the floor.
@@ -38,11 +41,13 @@ impl Scale {
         rival_gibs: 32,
         reps: 31,
         budget: Duration::from_millis(1500),
+        patience: Duration::from_secs(180),
         sweep_bytes: 96 << 20,
         chase_bytes: 1 << 30,
     };
     /// `--quick`: within two minutes.
-    pub const QUICK: Self = Self { rival_gibs: 4, reps: 7, budget: Duration::from_millis(150), ..Self::FULL };
+    pub const QUICK: Self =
+        Self { rival_gibs: 4, reps: 7, budget: Duration::from_millis(150), patience: Duration::from_secs(30), ..Self::FULL };
     /// For tests of this crate: every question is asked, no figure means anything.
     pub const TINY: Self = Self {
         tib_gibs: 4,
@@ -50,6 +55,7 @@ impl Scale {
         rival_gibs: 1,
         reps: 1,
         budget: Duration::ZERO,
+        patience: Duration::ZERO,
         sweep_bytes: 1 << 20,
         chase_bytes: 1 << 20,
     };
@@ -70,6 +76,9 @@ pub struct Bench {
     pub rows: Vec<Row>,
     /// Samples of the locked read-modify-write, one beside every round.
     pub rmw: Vec<f64>,
+    /// Repetitions, and how many of them were put aside because the core was not ours alone.
+    pub repetitions: (usize, usize),
+    calm: Calm,
 }
 
 impl Bench {
@@ -91,6 +100,8 @@ impl Bench {
             seen: Vec::new(),
             rows: Vec::new(),
             rmw: Vec::new(),
+            repetitions: (0, 0),
+            calm: Calm::new(scale.patience),
         }
     }
 
@@ -112,31 +123,41 @@ impl Bench {
         wanted
     }
 
-    /// Runs one contest.
+    /// Runs one contest, in rounds of all who take part. See [`calm`](crate::calm) for which repetitions count.
     pub fn run(&mut self, mut contest: Contest<'_>) -> anyhow::Result<()> {
-        let mut samples: Vec<Vec<f64>> = vec![Vec::new(); contest.entries.len()];
-        let mut spent = vec![Duration::ZERO; contest.entries.len()];
+        let Scale { reps, budget, .. } = self.scale;
         let failed = |name: &str| format!("{}, {}: {name}", contest.operation, contest.state);
+        let mut seen: Vec<Repetitions> = Vec::new();
         for (name, trial) in &mut contest.entries {
             trial().with_context(|| failed(name))?;
+            seen.push(Repetitions::default());
         }
-        for rep in 0..self.scale.reps {
+        while seen.iter().any(|seen| seen.wants_more(reps, budget)) {
             self.rmw.push(rmw_sample());
-            for (nth, (name, trial)) in contest.entries.iter_mut().enumerate() {
-                if rep >= 3 && spent[nth] > self.scale.budget {
-                    continue;
+            for ((name, trial), seen) in contest.entries.iter_mut().zip(&mut seen) {
+                if seen.wants_more(reps, budget) {
+                    self.repeat(trial, seen).with_context(|| failed(name))?;
                 }
-                let start = Instant::now();
-                samples[nth].push(trial().with_context(|| failed(name))?);
-                spent[nth] += start.elapsed();
             }
         }
-        for (nth, (contender, _)) in contest.entries.iter().enumerate() {
-            let values = &mut samples[nth];
-            let middle = median(values);
+        for ((contender, _), seen) in contest.entries.iter().zip(seen) {
+            let (mut values, put_aside) = seen.settle(reps);
+            self.repetitions.0 += values.len() + put_aside;
+            self.repetitions.1 += put_aside;
+            let middle = median(&mut values);
             let row = self.row(&contest, contender, values.len());
             self.rows.push(Row { median: Some(middle), min: values.first().copied(), max: values.last().copied(), ..row });
         }
+        Ok(())
+    }
+
+    /// One repetition, after a wait for calm.
+    fn repeat(&mut self, trial: &mut Trial<'_>, seen: &mut Repetitions) -> anyhow::Result<()> {
+        let before = self.calm.wait();
+        let start = Instant::now();
+        let value = trial()?;
+        let took = start.elapsed();
+        seen.note(value, before && self.calm.is_now(), took);
         Ok(())
     }
 

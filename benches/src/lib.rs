@@ -8,6 +8,7 @@
 pub mod args;
 pub mod bar;
 pub mod bench;
+pub mod calm;
 pub mod contest;
 pub mod counting;
 pub mod dice;
@@ -35,7 +36,9 @@ pub fn run(scale: Scale, filter: Option<&str>, show: bool) -> anyhow::Result<Rep
     // A run that only counts bytes takes no sample beside a contest.
     bench.rmw.extend((0..5).map(|_| floor::rmw_sample()));
     floor.settle(&mut bench.rmw);
-    let mut report = Report { commit: machine::commit(), machine: machine::machine(), floor, rows: bench.rows };
+    let (all, put_aside) = bench.repetitions;
+    let machine = format!("{}, {put_aside} of {all} repetitions put aside for a neighbour on the core", machine::machine());
+    let mut report = Report { commit: machine::commit(), machine, floor, rows: bench.rows };
     report.settle();
     Ok(report)
 }
