@@ -23,7 +23,7 @@ impl Gib {
         if !clear {
             return None;
         }
-        let changes = self.reserve_change(span, intent)?;
+        let changes = self.share.reserve_change(span, intent == Intent::Share)?;
         let operation = self.next_operation(gib);
         self.converting.mark(Mark { span, operation, intent });
         Some((operation, changes))
@@ -45,7 +45,7 @@ impl Gib {
     /// The same for any span of which one run changes: returns that run too.
     #[inline(never)]
     pub fn begin_in_quiet(&mut self, span: Span, intent: Intent, gib: u64) -> Option<(OperationId, Span)> {
-        let changes = self.reserve_change(span, intent)?;
+        let changes = self.share.reserve_change(span, intent == Intent::Share)?;
         let operation = self.next_operation(gib);
         self.converting.mark_first(Mark { span, operation, intent });
         Some((operation, changes))
@@ -63,20 +63,6 @@ impl Gib {
         flipped
     }
 
-    /// Reserves `span` if what changes in it is one run, and returns that run.
-    #[inline]
-    fn reserve_change(&mut self, span: Span, intent: Intent) -> Option<Span> {
-        let shared = intent == Intent::Share;
-        if self.share.reserve_change(span, shared) { Some(span) } else { self.reserve_one_run(span, shared) }
-    }
-
-    /// Reserves `span` where only one run of it is not `shared` (or not private) yet, and returns that run.
-    #[inline(never)]
-    fn reserve_one_run(&mut self, span: Span, shared: bool) -> Option<Span> {
-        let run = self.share.only_run(span, !shared)?;
-        self.share.reserve(span).is_ok().then_some(run)
-    }
-
     /// Ends a proven conversion that nothing came between, at no more cost than it must have: no rare fact about its frames, one
     /// live owner, the mark as it was set. Says false, and does nothing, where [`finish`](Self::finish) must look closer.
     #[inline]
@@ -89,7 +75,8 @@ impl Gib {
         if !self.converting.clear_exact(Mark { span, operation, intent }) {
             return false;
         }
-        self.set_converted(span, intent);
+        self.share.set_reserved(span, intent == Intent::Share);
+        self.demoted.demote_again(span);
         true
     }
 
@@ -99,12 +86,7 @@ impl Gib {
     pub fn flip_in_quiet(&mut self, operation: OperationId, span: Span, intent: Intent) {
         debug_assert!(self.converting.is_first(Mark { span, operation, intent }), "{operation} is not the first here");
         self.converting.clear_first();
-        self.set_converted(span, intent);
-    }
-
-    #[inline]
-    fn set_converted(&mut self, span: Span, intent: Intent) {
-        self.share.set_reserved(span, intent == Intent::Share);
+        self.share.set_reserved_slowly(span, intent == Intent::Share);
         self.demoted.demote_again(span);
     }
 

@@ -94,6 +94,22 @@ pub(crate) fn only_run(bits: &Bits512, value: bool) -> Option<(u32, u32)> {
     one_run.then(|| (first + low.trailing_zeros(), last + 64 - high.leading_zeros()))
 }
 
+/// The only bit that is set: none where there is none, or more than one. Without a branch for each word.
+pub(crate) fn only_one(bits: &Bits512) -> Option<u32> {
+    let all = bits.iter().fold(0, |all, word| all | word);
+    if !all.is_power_of_two() {
+        return None;
+    }
+    // Each word holds that one bit or nothing.
+    let bit = all.trailing_zeros();
+    let (mut words, mut last) = (0, 0);
+    for (nth, word) in (0..).zip(bits) {
+        let held = u32::from(word >> bit != 0);
+        (words, last) = (words + held, last + held * nth);
+    }
+    (words == 1).then_some(last * 64 + bit)
+}
+
 /// The numbers of the bits that are set in `word`, which is the word with number `nth`.
 #[inline]
 pub(crate) fn ones(nth: usize, mut word: u64) -> impl Iterator<Item = u32> {
@@ -133,6 +149,21 @@ mod tests {
             }
         }
         assert_eq!((only_run(&[0; 8], true), only_run(&[u64::MAX; 8], false)), (None, None));
+    }
+
+    #[test]
+    fn the_only_bit_is_found_and_two_are_none() {
+        for one in 0..512 {
+            let mut bits = [0; 8];
+            fill(&mut bits, one, one + 1, true);
+            assert_eq!(only_one(&bits), Some(one));
+            for other in (0..512).filter(|other| *other != one) {
+                let mut two = bits;
+                fill(&mut two, other, other + 1, true);
+                assert_eq!(only_one(&two), None, "{one} and {other}");
+            }
+        }
+        assert_eq!((only_one(&[0; 8]), only_one(&[u64::MAX; 8]), only_one(&[1; 8])), (None, None, None));
     }
 
     #[test]

@@ -198,17 +198,11 @@ impl Leaves {
 
     /// The only block with a bit that is `value`.
     pub(crate) fn only_block(&self, value: bool) -> Option<u32> {
-        let mut only = None;
-        for (nth, (full, mixed)) in self.full.iter().zip(&self.mixed).enumerate() {
-            let able = if value { full | mixed } else { !full };
-            if able != 0 {
-                if only.is_some() || !able.is_power_of_two() {
-                    return None;
-                }
-                only = bits::ones(nth, able).next();
-            }
+        let mut able = [0; 8];
+        for ((able, full), mixed) in able.iter_mut().zip(&self.full).zip(&self.mixed) {
+            *able = if value { full | mixed } else { !full };
         }
-        only
+        bits::only_one(&able)
     }
 
     /// Whether every bit of `block` is `value`.

@@ -136,25 +136,20 @@ impl SharePlane {
         reserved
     }
 
-    /// Reserves `span` if every frame of it is private, for a change to `shared`, or every one is shared, for the other; false,
-    /// and nothing done, where that is not so or the memory is not there.
+    /// Reserves `span` if what changes in it when it becomes `shared` (or private) is one run, and returns that run. None, and
+    /// nothing done, where it is no run or several, or where the memory is not there.
     #[inline]
-    pub fn reserve_change(&mut self, span: Span, shared: bool) -> bool {
-        span.shape().is_some_and(|shape| self.reserve_quickly(shape, shared)) || self.reserve_change_of_many(span, shared)
+    pub fn reserve_change(&mut self, span: Span, shared: bool) -> Option<Span> {
+        if span.shape().is_some_and(|shape| self.reserve_quickly(shape, shared)) {
+            return Some(span);
+        }
+        self.reserve_only_run(span, shared)
     }
 
     #[inline(never)]
-    fn reserve_change_of_many(&mut self, span: Span, shared: bool) -> bool {
-        let before = Some(!shared);
-        match &mut self.form {
-            _ if span.is_whole() => self.whole() == before,
-            Form::Open(leaves) => {
-                let reserved = leaves.same(span) == before && self.reserved < u32::MAX && leaves.promise(span).is_ok();
-                self.reserved += u32::from(reserved);
-                reserved
-            }
-            _ => self.uniformity(span) == Uniformity::of(before) && self.reserve(span).is_ok(),
-        }
+    fn reserve_only_run(&mut self, span: Span, shared: bool) -> Option<Span> {
+        let run = self.only_run(span, !shared)?;
+        self.reserve(span).is_ok().then_some(run)
     }
 
     /// Undoes one [`Self::reserve`] of the same span.
@@ -196,14 +191,15 @@ impl SharePlane {
     pub fn set_reserved(&mut self, span: Span, shared: bool) -> u32 {
         let before = self.shared;
         if !span.shape().is_some_and(|shape| self.set_quickly(shape, shared)) {
-            self.set_reserved_of_many(span, shared);
+            self.set_reserved_slowly(span, shared);
         }
         // All that changed, changed alike.
         self.shared.abs_diff(before)
     }
 
+    /// [`Self::set_reserved`] for whom it [could not be done quickly](Self::set_quickly).
     #[inline(never)]
-    fn set_reserved_of_many(&mut self, span: Span, shared: bool) {
+    pub(crate) fn set_reserved_slowly(&mut self, span: Span, shared: bool) {
         if let (Some(Shape::Frame(frame)), Form::Open(leaves)) = (span.shape(), &mut self.form)
             && leaves.redeem_edge_frame(frame, shared)
         {
@@ -268,14 +264,15 @@ impl SharePlane {
     #[must_use]
     pub fn only_run(&self, span: Span, shared: bool) -> Option<Span> {
         // What is mostly asked for needs no search.
-        if let Form::Open(leaves) = &self.form
-            && let Some(block) = match span.shape() {
-                Some(Shape::Block(block)) => Some(block),
-                Some(Shape::Whole) => leaves.only_block(shared),
-                _ => None,
+        match (span.shape(), &self.form) {
+            (Some(Shape::Frame(frame)), _) => return (self.is_shared(frame) == shared).then_some(span),
+            (Some(Shape::Block(block)), Form::Open(leaves)) => return leaves.only_run_in_block(block, shared),
+            (Some(Shape::Whole), Form::Open(leaves)) => {
+                if let Some(block) = leaves.only_block(shared) {
+                    return leaves.only_run_in_block(block, shared);
+                }
             }
-        {
-            return leaves.only_run_in_block(block, shared);
+            _ => {}
         }
         let run = self.next_run(span, shared)?;
         let all = if shared { self.shared } else { GIB_FRAMES - self.shared };
@@ -443,9 +440,11 @@ mod tests {
     fn a_change_of_one_frame_is_reserved_where_it_is_one() {
         for shared in [false, true] {
             let mut plane = all_but(700, shared);
-            assert!(!plane.reserve_change(Span::single(701), shared), "it is so already");
-            assert!(!plane.reserve_change(Span::single(700), !shared), "it is so already");
-            assert!(plane.reserve_change(Span::single(700), shared) && plane.reserve_change(Span::single(701), !shared));
+            assert_eq!(plane.reserve_change(Span::single(701), shared), None, "it is so already");
+            assert_eq!(plane.reserve_change(Span::single(700), !shared), None, "it is so already");
+            for (frame, shared) in [(700, shared), (701, !shared)] {
+                assert_eq!(plane.reserve_change(Span::single(frame), shared), Some(Span::single(frame)));
+            }
             assert!(!plane.compact(), "two changes are reserved");
             plane.unreserve(Span::single(700));
             assert_eq!(plane.set_reserved(Span::single(701), !shared), 1);

@@ -150,9 +150,9 @@ proptest! {
                 }
                 Step::Unreserve(_) | Step::SetReserved(..) => {}
                 Step::ReserveChange(span, shared) => {
-                    let all_other = plain.of(span).iter().all(|frame| *frame != shared);
-                    prop_assert_eq!(plane.reserve_change(span, shared), all_other);
-                    reserved.extend(all_other.then_some(span));
+                    let run = plain.only_run(span, !shared);
+                    prop_assert_eq!(plane.reserve_change(span, shared), run);
+                    reserved.extend(run.map(|_| span));
                 }
                 Step::Compact => {
                     let (before, open) = (plane.heap_bytes(), reserved.iter().any(|span| !span.is_whole()));
