@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::calm::{Calm, Repetitions};
 use crate::contest::{Contest, Sweeper, Trial, median};
 use crate::counting::Counted;
-use crate::floor::rmw_sample;
+use crate::floor::Samples;
 use crate::report::Row;
 
 /// How large and how long.
@@ -74,8 +74,8 @@ pub struct Bench {
     seen: Vec<&'static str>,
     /// What was seen so far.
     pub rows: Vec<Row>,
-    /// Samples of the locked read-modify-write, one beside every round.
-    pub rmw: Vec<f64>,
+    /// What is sampled beside the questions: the RMW with every round, the load with every contest.
+    pub samples: Samples,
     /// Repetitions, and how many of them were put aside because the core was not ours alone.
     pub repetitions: (usize, usize),
     calm: Calm,
@@ -99,7 +99,7 @@ impl Bench {
             progress,
             seen: Vec::new(),
             rows: Vec::new(),
-            rmw: Vec::new(),
+            samples: Samples::new(scale.chase_bytes),
             repetitions: (0, 0),
             calm: Calm::new(scale.patience),
         }
@@ -127,13 +127,14 @@ impl Bench {
     pub fn run(&mut self, mut contest: Contest<'_>) -> anyhow::Result<()> {
         let Scale { reps, budget, .. } = self.scale;
         let failed = |name: &str| format!("{}, {}: {name}", contest.operation, contest.state);
+        self.samples.take_load();
         let mut seen: Vec<Repetitions> = Vec::new();
         for (name, trial) in &mut contest.entries {
             trial().with_context(|| failed(name))?;
             seen.push(Repetitions::default());
         }
         while seen.iter().any(|seen| seen.wants_more(reps, budget)) {
-            self.rmw.push(rmw_sample());
+            self.samples.take_rmw();
             for ((name, trial), seen) in contest.entries.iter_mut().zip(&mut seen) {
                 if seen.wants_more(reps, budget) {
                     self.repeat(trial, seen).with_context(|| failed(name))?;

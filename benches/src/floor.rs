@@ -20,9 +20,16 @@ pub struct Floor {
     pub rmw_max_ns: f64,
     /// One load whose address the load before it gave, over 256 KiB.
     pub load_l2_ns: f64,
-    /// The same over 32 MiB.
+    /// The same over 2 MiB, twice what a core's own cache holds today: the median of samples over the whole run. It tells
+    /// whether the cache that cores share was ours.
+    pub load_2m_ns: f64,
+    /// The quickest sample of it.
+    pub load_2m_min_ns: f64,
+    /// The slowest sample of it.
+    pub load_2m_max_ns: f64,
+    /// The same over 32 MiB, once before the questions.
     pub load_32m_ns: f64,
-    /// The same over 1 GiB, with the TLB misses of 4 KiB pages (or what the kernel made of them).
+    /// The same over 1 GiB, once before the questions, with the TLB misses of 4 KiB pages (or what the kernel made of them).
     pub load_1g_ns: f64,
     /// Reading the clock twice, which is taken off where single operations are timed.
     pub clock_ns: f64,
@@ -96,8 +103,8 @@ pub fn clock_ns() -> f64 {
 }
 
 impl Floor {
-    /// Measures the loads and the clock. `largest` bytes stand in for the 1 GiB in tests. The RMW follows from samples taken
-    /// during the run.
+    /// Measures the clock and the loads that are measured once. `largest` bytes stand in for the 1 GiB in tests. The rest
+    /// follows from samples taken during the run.
     #[must_use]
     pub fn measure(largest: usize, samples: usize) -> Self {
         let mut floor = Self { clock_ns: clock_ns(), ..Self::default() };
@@ -107,11 +114,59 @@ impl Floor {
         floor
     }
 
-    /// Fills in the RMW from the run's samples.
-    pub fn settle(&mut self, samples: &mut [f64]) {
-        self.rmw_ns = median(samples);
-        self.rmw_min_ns = samples.first().copied().unwrap_or(0.0);
-        self.rmw_max_ns = samples.last().copied().unwrap_or(0.0);
+    /// Fills in what the run's samples say.
+    pub fn settle(&mut self, mut samples: Samples) {
+        let spread = |samples: &mut Vec<f64>| {
+            let middle = median(samples);
+            (middle, samples.first().copied().unwrap_or(0.0), samples.last().copied().unwrap_or(0.0))
+        };
+        (self.rmw_ns, self.rmw_min_ns, self.rmw_max_ns) = spread(&mut samples.rmw);
+        (self.load_2m_ns, self.load_2m_min_ns, self.load_2m_max_ns) = spread(&mut samples.load_2m);
+    }
+
+    /// The floor in a sentence.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!(
+            "locked RMW {:.2} ns ({:.2} to {:.2} during the run); dependent load {:.2} ns in L2, {:.1} over 2 MiB ({:.1} to {:.1}), \
+             {:.1} over 32 MiB, {:.1} over 1 GiB; clock {:.0} ns",
+            self.rmw_ns,
+            self.rmw_min_ns,
+            self.rmw_max_ns,
+            self.load_l2_ns,
+            self.load_2m_ns,
+            self.load_2m_min_ns,
+            self.load_2m_max_ns,
+            self.load_32m_ns,
+            self.load_1g_ns,
+            self.clock_ns
+        )
+    }
+}
+
+/// What is sampled beside the questions, because it moves during a run.
+pub struct Samples {
+    rmw: Vec<f64>,
+    load_2m: Vec<f64>,
+    chase: Chase,
+}
+
+impl Samples {
+    /// None so far. `largest` as for [`Floor::measure`].
+    #[must_use]
+    pub fn new(largest: usize) -> Self {
+        Self { rmw: Vec::new(), load_2m: Vec::new(), chase: Chase::new(largest.min(2 << 20), 4) }
+    }
+
+    /// One more of the RMW.
+    pub fn take_rmw(&mut self) {
+        self.rmw.push(rmw_sample());
+    }
+
+    /// One more of the load over 2 MiB, after a passage over all of it.
+    pub fn take_load(&mut self) {
+        self.chase.sample(32_768);
+        self.load_2m.push(self.chase.sample(16_384));
     }
 }
 

@@ -34,8 +34,11 @@ pub fn run(scale: Scale, filter: Option<&str>, show: bool) -> anyhow::Result<Rep
     question::ask_all(&mut bench)?;
     bench.finish();
     // A run that only counts bytes takes no sample beside a contest.
-    bench.rmw.extend((0..5).map(|_| floor::rmw_sample()));
-    floor.settle(&mut bench.rmw);
+    for _ in 0..5 {
+        bench.samples.take_rmw();
+        bench.samples.take_load();
+    }
+    floor.settle(bench.samples);
     let (all, put_aside) = bench.repetitions;
     let machine = format!("{}, {put_aside} of {all} repetitions put aside for a neighbour on the core", machine::machine());
     let mut report = Report { commit: machine::commit(), machine, floor, rows: bench.rows };

@@ -10,19 +10,8 @@ use crate::table::{bar, value};
 /// The whole part "What was seen".
 #[must_use]
 pub fn text(report: &Report) -> String {
-    let floor = &report.floor;
-    let mut text = format!(
-        "Commit {}; {}.\n\nFloor in this run: locked RMW {:.2} ns ({:.2} to {:.2}); dependent load {:.2} ns in L2, {:.1} ns over 32 \
-         MiB, {:.1} ns over 1 GiB.\n\n### The lines of the design\n\n",
-        report.commit,
-        report.machine,
-        floor.rmw_ns,
-        floor.rmw_min_ns,
-        floor.rmw_max_ns,
-        floor.load_l2_ns,
-        floor.load_32m_ns,
-        floor.load_1g_ns
-    );
+    let (commit, machine, floor) = (&report.commit, &report.machine, report.floor.text());
+    let mut text = format!("Commit {commit}; {machine}.\n\nFloor in this run: {floor}.\n\n### The lines of the design\n\n");
     text.push_str("| key | what, of what | median | min to max | x RMW | bar |\n|---|---|---|---|---|---|\n");
     for row in report.rows.iter().filter(|row| report.standing(row).is_some()) {
         let bar = bar(report, row);

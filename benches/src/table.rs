@@ -11,14 +11,7 @@ use crate::report::{Report, Row};
 /// The whole report as text.
 #[must_use]
 pub fn text(report: &Report) -> String {
-    let floor = &report.floor;
-    let mut text = format!("commit {}\n{}\n", report.commit, report.machine);
-    let _ = writeln!(
-        text,
-        "floor: locked RMW {:.2} ns ({:.2} to {:.2} during the run); dependent load {:.2} ns in L2, {:.1} over 32 MiB, {:.1} \
-         over 1 GiB; clock {:.0} ns",
-        floor.rmw_ns, floor.rmw_min_ns, floor.rmw_max_ns, floor.load_l2_ns, floor.load_32m_ns, floor.load_1g_ns, floor.clock_ns
-    );
+    let mut text = format!("commit {}\n{}\nfloor: {}\n", report.commit, report.machine, report.floor.text());
     let mut questions: Vec<&str> = report.rows.iter().map(|row| row.question).collect();
     questions.dedup();
     for question in questions {

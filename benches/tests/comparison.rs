@@ -38,7 +38,13 @@ fn json_of(report: &Report) -> Value {
 fn has_schema(json: &Value) {
     assert_eq!(members(json), words("commit floor machine rows"));
     let floor = &json["floor"];
-    assert_eq!(members(floor), words("clock_ns load_1g_ns load_32m_ns load_l2_ns rmw_max_ns rmw_min_ns rmw_ns"));
+    assert_eq!(
+        members(floor),
+        words(concat!(
+            "clock_ns load_1g_ns load_2m_max_ns load_2m_min_ns load_2m_ns load_32m_ns load_l2_ns ",
+            "rmw_max_ns rmw_min_ns rmw_ns"
+        ))
+    );
     assert!(floor.as_object().unwrap().values().all(|value| value.as_f64().unwrap() > 0.0), "{floor}");
     for row in json["rows"].as_array().unwrap() {
         assert_eq!(members(row), words("contender key max median min operation per_rmw question reps state unit"));

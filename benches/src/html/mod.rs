@@ -30,20 +30,13 @@ pub fn page(report: &Report) -> String {
 }
 
 fn masthead(report: &Report, html: &mut String) {
-    let floor = &report.floor;
     let _ = write!(
         html,
         "<header>\n<h1>pageless and its rivals, measured in one run</h1>\n<p class=\"soft\">commit {}; {}</p>\n\
-         <p class=\"soft\">The machine's floor in this run: one locked read-modify-write {:.2} ns ({:.2} to {:.2}); one dependent \
-         load {:.2} ns in L2, {:.1} ns over 32 MiB, {:.1} ns over 1 GiB.</p>\n</header>\n",
+         <p class=\"soft\">The machine's floor in this run: {}.</p>\n</header>\n",
         esc(&report.commit),
         esc(&report.machine),
-        floor.rmw_ns,
-        floor.rmw_min_ns,
-        floor.rmw_max_ns,
-        floor.load_l2_ns,
-        floor.load_32m_ns,
-        floor.load_1g_ns
+        esc(&report.floor.text())
     );
 }
 
