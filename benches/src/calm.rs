@@ -16,6 +16,9 @@ const TOLERANCE: f64 = 1.2;
 /// How long the first look may take: long enough to see the core at its best once.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 
+/// The longest single wait: whoever is on the core for longer may stay for the whole run.
+const LONGEST: Duration = Duration::from_secs(3);
+
 /// Watches the core on which it is asked.
 pub struct Calm {
     /// The least that the loop took, in nanoseconds.
@@ -44,17 +47,13 @@ impl Calm {
 
     /// Waits until the core is ours alone, as long as patience lasts; says whether it is.
     pub fn wait(&mut self) -> bool {
-        let start = Instant::now();
-        loop {
-            if self.is_now() {
-                self.patience = self.patience.saturating_sub(start.elapsed());
-                return true;
-            }
-            if start.elapsed() >= self.patience {
-                self.patience = Duration::ZERO;
-                return false;
-            }
+        let (start, most) = (Instant::now(), self.patience.min(LONGEST));
+        let mut calm = self.is_now();
+        while !calm && start.elapsed() < most {
+            calm = self.is_now();
         }
+        self.patience = self.patience.saturating_sub(start.elapsed());
+        calm
     }
 }
 
@@ -96,7 +95,7 @@ impl Repetitions {
     }
 
     /// Whether one more is wanted of `reps`, for each of which there may be one that does not count. More than
-    /// [three](Self::ENOUGH) only within the budget, and within twice of it where those are disturbed.
+    /// three only within the budget, and within twice of it where those are disturbed.
     #[must_use]
     pub fn wants_more(&self, reps: usize, budget: Duration) -> bool {
         let (calm, all) = (self.calm.len(), self.calm.len() + self.disturbed.len());
@@ -166,6 +165,7 @@ mod tests {
         let mut calm = Calm { best: 0.001, patience: SHORT };
         assert!(!calm.wait(), "nothing is as quick as that");
         assert_eq!(calm.patience, Duration::ZERO);
+        assert!(!calm.wait(), "and no patience is left");
         assert!(Calm { best: f64::INFINITY, patience: Duration::ZERO }.wait());
     }
 }
