@@ -129,7 +129,7 @@ impl<'p> QuickGuard<'p> {
             return Err(list);
         }
         if !shape.is_some_and(|shape| self.kept.gib.flip_quickly(shape, intent)) {
-            self.kept.gib.flip_in_quiet(operation, span, intent);
+            self.kept.gib.flip_in_quiet(operation, span, intent, shape.is_some());
         }
         say(self.summary, self.kept.gib.quiet_summary(owner));
         Ok(self.kept.list.replace(list))

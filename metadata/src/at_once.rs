@@ -81,12 +81,17 @@ impl Gib {
     }
 
     /// [`flip`](Self::flip) of a conversion that [began in quiet](Self::begin_in_quiet), or quickly, where nothing has
-    /// changed since.
+    /// changed since. `tried` says that [it cannot be done quickly](Self::flip_quickly), which is not tried again then.
     #[inline(never)]
-    pub fn flip_in_quiet(&mut self, operation: OperationId, span: Span, intent: Intent) {
+    pub fn flip_in_quiet(&mut self, operation: OperationId, span: Span, intent: Intent, tried: bool) {
         debug_assert!(self.converting.is_first(Mark { span, operation, intent }), "{operation} is not the first here");
         self.converting.clear_first();
-        self.share.set_reserved_slowly(span, intent == Intent::Share);
+        let shared = intent == Intent::Share;
+        if tried {
+            self.share.set_reserved_slowly(span, shared);
+        } else {
+            self.share.set_reserved(span, shared);
+        }
         self.demoted.demote_again(span);
     }
 
